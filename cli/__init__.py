@@ -1,0 +1,1 @@
+"""Control plane: starts, watches and stops runs. Never imports torch."""

@@ -1,0 +1,1 @@
+"""From raw text to packed, resumable training batches."""

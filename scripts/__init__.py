@@ -1,0 +1,1 @@
+"""Runnable stages: each composes the library and holds no logic of its own."""
