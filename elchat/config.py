@@ -31,7 +31,9 @@ class Section(BaseModel):
 class ModelSection(Section):
     """Which weights training starts from."""
 
-    base: str = Field(description="Identificador de `elchat models`, carpeta de Hugging Face o GGUF")
+    base: str = Field(
+        description="Identificador de `elchat models`, carpeta de Hugging Face o GGUF"
+    )
     start: Literal["base", "instruct"] = Field(
         "instruct", description="Partir del modelo base o del ya ajustado para conversar"
     )
@@ -40,7 +42,9 @@ class ModelSection(Section):
 class SourceSection(Section):
     """One source of text or conversations: a local path or a hub data set."""
 
-    path: str | None = Field(None, description="Archivo, carpeta o patrón (txt md jsonl parquet .gz)")
+    path: str | None = Field(
+        None, description="Archivo, carpeta o patrón (txt md jsonl parquet .gz)"
+    )
     hub: str | None = Field(None, description="Conjunto de datos del hub: organización/nombre")
     subset: str | None = Field(None, description="Subconjunto (config) del conjunto del hub")
     split: str = Field("train", description="Partición del conjunto del hub")
@@ -62,7 +66,9 @@ class HeldOutSection(Section):
     """Documents set apart to measure, never trained on."""
 
     share: Share = Field(0.05, description="Parte de los documentos que se aparta para medir")
-    max_bytes: PositiveInt = Field(60_000, description="Tope de texto apartado que se mide, por idioma")
+    max_bytes: PositiveInt = Field(
+        60_000, description="Tope de texto apartado que se mide, por idioma"
+    )
     english: list[SourceSection] = Field(
         default_factory=list, description="Texto inglés para medir el olvido (no se entrena)"
     )
@@ -86,7 +92,9 @@ class CleaningSection(Section):
 class DataSection(Section):
     """What the model reads."""
 
-    cpt: list[SourceSection] = Field(default_factory=list, description="Textos del preentrenamiento")
+    cpt: list[SourceSection] = Field(
+        default_factory=list, description="Textos del preentrenamiento"
+    )
     sft: list[SourceSection] = Field(default_factory=list, description="Conversaciones del ajuste")
     held_out: HeldOutSection = HeldOutSection()
     cleaning: CleaningSection = CleaningSection()
@@ -102,12 +110,18 @@ class StageSection(Section):
     final_learning_rate_share: Share = Field(0.0, description="Tasa final, como parte de la máxima")
     schedule: Literal["wsd", "cosine"] = Field("wsd", description="Forma de la tasa de aprendizaje")
     warmup_share: Share = Field(0.02, description="Parte de los pasos con la tasa subiendo")
-    decay_share: Share = Field(0.4, description="Parte final de los pasos con la tasa bajando (wsd)")
+    decay_share: Share = Field(
+        0.4, description="Parte final de los pasos con la tasa bajando (wsd)"
+    )
     weight_decay: float = Field(0.0, ge=0.0, description="Decaimiento de las matrices")
     clip_norm: Positive = Field(1.0, description="Norma máxima del gradiente")
     max_epochs: Positive = Field(1.0, description="Vueltas a los datos, como mucho")
-    max_tokens: PositiveInt | None = Field(None, description="Tope de tokens; vacío, el de las vueltas")
-    max_minutes: Positive | None = Field(None, description="Tope de tiempo; la tasa baja dentro de él")
+    max_tokens: PositiveInt | None = Field(
+        None, description="Tope de tokens; vacío, el de las vueltas"
+    )
+    max_minutes: Positive | None = Field(
+        None, description="Tope de tiempo; la tasa baja dentro de él"
+    )
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> StageSection:
@@ -126,7 +140,9 @@ class TrainingSection(Section):
 
     stochastic_depth: Share = Field(0.0, description="Probabilidad máxima de saltarse una capa")
     noise_scale: float = Field(0.0, ge=0.0, le=0.1, description="Ruido relativo a la norma (RMS)")
-    mood_dim: int = Field(0, ge=0, le=256, description="Dimensiones del estado de ánimo; 0 sin ánimo")
+    mood_dim: int = Field(
+        0, ge=0, le=256, description="Dimensiones del estado de ánimo; 0 sin ánimo"
+    )
     stochastic_temp_var: float = Field(
         0.0, ge=0.0, le=1.0, description="Desviación de ln T, sorteada en cada respuesta"
     )
@@ -141,7 +157,9 @@ class TrainingSection(Section):
         False, description="Recalcular activaciones: menos memoria, un tercio más lento"
     )
     spike_factor: float = Field(
-        3.0, gt=1.0, description="Pérdida (o norma) que cuenta como pico, en veces la media reciente"
+        3.0,
+        gt=1.0,
+        description="Pérdida (o norma) que cuenta como pico, en veces la media reciente",
     )
     max_rollbacks: int = Field(2, ge=0, description="Vueltas atrás antes de rendirse")
     cpt: StageSection = StageSection()
@@ -178,11 +196,14 @@ class ComputeSection(Section):
 
     provider: Literal["local", "runpod"] = Field("local", description="local o runpod")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Dispositivo")
-    threads: PositiveInt | None = Field(None, description="Hilos de CPU; vacío, los núcleos que haya")
+    threads: PositiveInt | None = Field(
+        None, description="Hilos de CPU; vacío, los núcleos que haya"
+    )
     huge_pages: bool = Field(True, description="Páginas grandes en Linux: CPU más rápida")
     gpus: list[str] = Field(default_factory=list, description="GPU candidatas, en orden")
     cloud: list[Literal["secure", "community"]] = Field(
-        default_factory=lambda: ["secure"], description="Nubes admitidas, en orden"  # type: ignore[arg-type]
+        default_factory=lambda: ["secure"],
+        description="Nubes admitidas, en orden",  # type: ignore[arg-type]
     )
     budget_usd: Positive | None = Field(None, description="Límite duro de gasto, en dólares")
     expected_hours: Positive | None = Field(None, description="Horas previstas")
@@ -191,14 +212,18 @@ class ComputeSection(Section):
     @model_validator(mode="after")
     def _cloud_needs_budget(self) -> ComputeSection:
         if self.provider == "runpod" and (self.budget_usd is None or not self.gpus):
-            raise ValueError("con provider: runpod hacen falta budget_usd y al menos una GPU en gpus")
+            raise ValueError(
+                "con provider: runpod hacen falta budget_usd y al menos una GPU en gpus"
+            )
         return self
 
 
 class Config(Section):
     """A complete, validated configuration."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$", description="Nombre corto de la receta")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$", description="Nombre corto de la receta"
+    )
     description: str = Field("", description="Para qué sirve")
     model: ModelSection
     data: DataSection
@@ -248,7 +273,9 @@ def parse(
 ) -> Config:
     """Validate a configuration given as a dict (see `load`)."""
     if not isinstance(raw, dict):
-        raise ConfigError(f"{origin} no contiene una configuración: debe ser un mapa de claves YAML.")
+        raise ConfigError(
+            f"{origin} no contiene una configuración: debe ser un mapa de claves YAML."
+        )
     for item in overrides:
         apply_override(raw, item)
     try:
@@ -262,7 +289,9 @@ def apply_override(raw: dict[str, Any], item: str) -> None:
     """Set one `a.b.0.c=value` in a nested dict, creating missing maps."""
     key, separator, text = item.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set espera clave=valor y recibió «{item}»: por ejemplo training.seed=7.")
+        raise ConfigError(
+            f"--set espera clave=valor y recibió «{item}»: por ejemplo training.seed=7."
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -307,7 +336,9 @@ def _read_yaml(path: Path) -> Any:
     except IsADirectoryError:
         raise ConfigError(f"{path} es una carpeta; hace falta un archivo .yaml.") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path} no es texto UTF-8: guárdalo de nuevo con esa codificación.") from None
+        raise ConfigError(
+            f"{path} no es texto UTF-8: guárdalo de nuevo con esa codificación."
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (línea {mark.line + 1}, columna {mark.column + 1})" if mark else ""
@@ -351,13 +382,23 @@ def _explain_one(item: Mapping[str, Any]) -> str:
         return f"«{key}» vale {value!r} y solo admite {context['expected'].replace(' or ', ' o ')}"
     if kind == "string_pattern_mismatch":
         return f"«{key}» vale {value!r}; usa minúsculas, cifras, guion y guion bajo"
-    bounds = {"greater_than": "mayor que {gt}", "greater_than_equal": "{ge} o más",
-              "less_than": "menor que {lt}", "less_than_equal": "{le} o menos"}
+    bounds = {
+        "greater_than": "mayor que {gt}",
+        "greater_than_equal": "{ge} o más",
+        "less_than": "menor que {lt}",
+        "less_than_equal": "{le} o menos",
+    }
     if kind in bounds:
         return f"«{key}» vale {value!r} y debe ser {bounds[kind].format(**context)}"
-    expected = {"int": "un número entero", "float": "un número", "bool": "true o false",
-                "string": "un texto", "list": "una lista", "model": "un mapa de claves",
-                "finite": "un número finito"}
+    expected = {
+        "int": "un número entero",
+        "float": "un número",
+        "bool": "true o false",
+        "string": "un texto",
+        "list": "una lista",
+        "model": "un mapa de claves",
+        "finite": "un número finito",
+    }
     want = expected.get(kind.split("_")[0], "otro tipo de valor")
     return f"«{key}» vale {value!r} y debe ser {want}"
 
@@ -368,8 +409,14 @@ def _suggestion(location: tuple[Any, ...]) -> str:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
-        model = next((a for a in (annotation, *get_args(annotation))
-                      if isinstance(a, type) and issubclass(a, BaseModel)), model)
+        model = next(
+            (
+                a
+                for a in (annotation, *get_args(annotation))
+                if isinstance(a, type) and issubclass(a, BaseModel)
+            ),
+            model,
+        )
     close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1, cutoff=0.5)
     if close:
         return f"; ¿quisiste decir «{'.'.join([*map(str, location[:-1]), close[0]])}»?"

@@ -139,12 +139,14 @@ def config_from_hf(hf: Mapping[str, Any]) -> GPTConfig:
     )
 
 
-def config_to_hf(config: GPTConfig, *, bos_id: int | None, eos_ids: list[int], pad_id: int,
-                 dtype: str) -> dict[str, Any]:
+def config_to_hf(
+    config: GPTConfig, *, bos_id: int | None, eos_ids: list[int], pad_id: int, dtype: str
+) -> dict[str, Any]:
     """Write the config.json that `transformers` reads back as the same model."""
     hf: dict[str, Any] = {
-        "architectures": ["Qwen2ForCausalLM" if config.model_type == "qwen2"
-                          else "LlamaForCausalLM"],
+        "architectures": [
+            "Qwen2ForCausalLM" if config.model_type == "qwen2" else "LlamaForCausalLM"
+        ],
         "model_type": config.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
@@ -202,5 +204,7 @@ def _rope_scaling(raw: Mapping[str, Any]) -> RopeScaling | None:
 def _required(hf: Mapping[str, Any], key: str) -> int:
     value = hf.get(key)
     if not isinstance(value, int) or value <= 0:
-        raise ModelError(f"Al config.json del modelo le falta «{key}» o su valor no vale: {value!r}.")
+        raise ModelError(
+            f"Al config.json del modelo le falta «{key}» o su valor no vale: {value!r}."
+        )
     return value

@@ -111,7 +111,9 @@ class Run:
         try:
             raw = yaml.safe_load(source.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            raise RunError(f"La configuración de la ejecución no se puede leer: {source}.") from None
+            raise RunError(
+                f"La configuración de la ejecución no se puede leer: {source}."
+            ) from None
         return parse(raw, origin=str(source))
 
     def status(self) -> Status:
@@ -220,7 +222,9 @@ def open_run(path: Path) -> Run:
         known = {f.name for f in fields(Run)} - {"path"}
         return Run(path=path.absolute(), **{k: v for k, v in raw.items() if k in known})
     except (OSError, json.JSONDecodeError, TypeError):
-        raise RunError(f"{path} no es la carpeta de una ejecución (falta run.json o está roto).") from None
+        raise RunError(
+            f"{path} no es la carpeta de una ejecución (falta run.json o está roto)."
+        ) from None
 
 
 def list_runs() -> list[Run]:
@@ -257,7 +261,8 @@ def find(name: str | None) -> Run:
     if matches:
         raise RunError(f"«{name}» puede ser varias ejecuciones: {names}.")
     raise RunError(
-        f"No hay ninguna ejecución llamada «{name}»." + (f" Las que hay: {names}." if names else ""),
+        f"No hay ninguna ejecución llamada «{name}»."
+        + (f" Las que hay: {names}." if names else ""),
         hint="Míralas todas: elchat runs",
     )
 
@@ -315,7 +320,10 @@ def _git_commit() -> str | None:
     try:
         result = subprocess.run(
             ["git", "-C", str(root), "rev-parse", "HEAD"],
-            capture_output=True, text=True, check=False, timeout=5,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=5,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
