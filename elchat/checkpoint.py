@@ -1,0 +1,206 @@
+"""Training checkpoints that are either whole and verified, or ignored.
+
+A checkpoint is a folder `step_000500/` with `model.safetensors`, `optim.safetensors` and
+`meta.json`, which holds the sha256 of the others. It is written under a temporary name, fsynced and
+renamed, so a kill at any moment leaves the previous one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from elchat.errors import CheckpointError
+from elchat.files import (
+    fsync_dir,
+    raise_if_disk_full,
+    read_json,
+    require_free_space,
+    sha256_file,
+    sha256_json,
+)
+
+FORMAT_VERSION = 1
+MODEL_FILE, OPTIM_FILE, META_FILE = "model.safetensors", "optim.safetensors", "meta.json"
+NAME = re.compile(r"^step_(\d{6,})$")
+DISK_MARGIN_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back and verified.
+
+    Attributes:
+        meta: what the loop stored (step, loader, guard, random states...), JSON types only.
+        optimizer: flat optimizer tensors; empty for a model-only checkpoint.
+    """
+
+    path: Path
+    step: int
+    meta: dict[str, Any]
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def save(
+    root: Path,
+    step: int,
+    *,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    meta: dict[str, Any],
+) -> Path:
+    """Write one checkpoint atomically.
+
+    Args:
+        root: folder of this stage's checkpoints.
+        model: contiguous tensors by name (a state dict).
+        optimizer: flat tensors, may be empty.
+        meta: JSON types; `step`, `files` and `digest` are added.
+
+    Raises:
+        DiskError: not enough room; earlier checkpoints are untouched.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(root)
+    size = sum(t.numel() * t.element_size() for t in [*model.values(), *optimizer.values()])
+    require_free_space(root, size + DISK_MARGIN_BYTES, "el punto de guardado")
+    final = root / f"step_{step:06d}"
+    temporary = root / f".{final.name}.tmp"
+    try:
+        temporary.mkdir()
+        save_file(model, temporary / MODEL_FILE)
+        if optimizer:
+            save_file(optimizer, temporary / OPTIM_FILE)
+        files = {path.name: _fsync_and_hash(path) for path in sorted(temporary.iterdir())}
+        body = {"format_version": FORMAT_VERSION, "step": step, "files": files, **meta}
+        _write_meta(temporary / META_FILE, body)
+        fsync_dir(temporary)
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        fsync_dir(root)
+    except SafetensorError as error:  # safetensors wraps ENOSPC in its own error
+        if "No space left" in str(error) or "os error 28" in str(error):
+            raise_if_disk_full(OSError(28, str(error)), final)
+        raise CheckpointError(
+            f"No se pudo escribir el punto de guardado {final}: {error}."
+        ) from error
+    except OSError as error:
+        raise_if_disk_full(error, final)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint.
+
+    Raises:
+        CheckpointError: truncated, altered, or from another format.
+    """
+    meta = read_meta(path)
+    for name, expected in meta["files"].items():
+        try:
+            is_intact = sha256_file(path / name) == expected
+        except OSError:
+            is_intact = False
+        if not is_intact:
+            raise CheckpointError(f"El archivo {path / name} está truncado o cambiado.")
+    has_optimizer = OPTIM_FILE in meta["files"]
+    return Checkpoint(
+        path=path,
+        step=meta["step"],
+        meta=meta,
+        model=load_file(path / MODEL_FILE),
+        optimizer=load_file(path / OPTIM_FILE) if has_optimizer else {},
+    )
+
+
+def load_newest(root: Path, *, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that verifies; older ones are tried when it does not.
+
+    Args:
+        warn: receives one Spanish sentence per checkpoint passed over.
+
+    Raises:
+        CheckpointError: there are checkpoints and none can be read.
+    """
+    found = list_checkpoints(root)
+    for path in reversed(found):
+        try:
+            return load(path)
+        except CheckpointError as error:
+            warn(f"Se descarta {path.name}: {error}")
+    if found:
+        raise CheckpointError(
+            f"Ninguno de los {len(found)} puntos de guardado de {root} se puede leer: "
+            "bórralos para empezar esa etapa desde el principio."
+        )
+    return None
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    if not root.is_dir():
+        return []
+    numbered = ((NAME.match(path.name), path) for path in root.iterdir())
+    return [path for match, path in sorted(((int(m[1]), p) for m, p in numbered if m))]
+
+
+def prune(root: Path, *, keep_last: int, keep: Path | None = None) -> None:
+    """Delete all but the newest `keep_last` checkpoints and `keep` (the best one)."""
+    for path in list_checkpoints(root)[:-keep_last]:
+        if keep is None or path.name != keep.name:
+            shutil.rmtree(path)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Delete temporaries of a writer that was killed."""
+    for path in root.glob(".step_*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """A checkpoint's meta.json, checked against its own digest.
+
+    Raises:
+        CheckpointError: missing, altered, or of another format version.
+    """
+    try:
+        meta = read_json(path / META_FILE)
+        digest = meta.pop("digest")
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise CheckpointError(f"{path / META_FILE} falta o está truncado.") from None
+    if digest != sha256_json(meta):
+        raise CheckpointError(f"{path / META_FILE} está cambiado: su huella no coincide.")
+    if meta["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} es del formato {meta['format_version']}; esta versión lee el {FORMAT_VERSION}."
+        )
+    return meta
+
+
+def _write_meta(path: Path, body: dict[str, Any]) -> None:
+    text = json.dumps({**body, "digest": sha256_json(body)}, ensure_ascii=False, allow_nan=False)
+    with open(path, "w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _fsync_and_hash(path: Path) -> str:
+    with open(path, "rb") as handle:
+        os.fsync(handle.fileno())
+    return sha256_file(path)

@@ -1,0 +1,145 @@
+"""What the machine is good at: device, precision, threads, matmul peak. Measured, then recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from elchat.errors import ConfigError
+
+PROBE_ROWS, PROBE_WIDTH = 1024, 1536
+BF16_WORTH = 1.3  # bf16 must be this much faster in a bare product to pay for its conversions
+
+
+@dataclass(frozen=True)
+class ComputePlan:
+    """How products are computed; fixed at the first step of a run and kept on resume.
+
+    Attributes:
+        peak_tflops: bf16 or fp32 matmul peak, from the table of GPUs or measured on a CPU.
+        peak_origin: "tabla" or "medido".
+    """
+
+    device: str
+    precision: str
+    threads: int
+    peak_tflops: float
+    peak_origin: str
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Context in which forward passes run: bf16 products over fp32 weights, or nothing."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.partition(":")[0], dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+def plan_compute(device: str, precision: str, threads: int | None) -> ComputePlan:
+    """Choose device, threads and precision; on a CPU both precisions are timed (under a second).
+
+    Raises:
+        ConfigError: the device asked for is not here.
+    """
+    chosen = pick_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if chosen == "cuda":
+        return _plan_cuda(precision)
+    peaks = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        if precision in (name, "auto"):
+            peaks[name] = matmul_tflops(chosen, dtype)
+    if precision == "auto":
+        precision = "bf16" if peaks["bf16"] > BF16_WORTH * peaks["fp32"] else "fp32"
+    return ComputePlan(chosen, precision, torch.get_num_threads(), peaks[precision], "medido")
+
+
+def pick_device(device: str) -> str:
+    """Resolve "auto" to cuda, mps or cpu.
+
+    Raises:
+        ConfigError: the device named is not available.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        return next(name for name, is_there in available.items() if is_there)
+    if not available[device]:
+        raise ConfigError(f"compute.device vale «{device}» y esta máquina no lo tiene: usa auto.")
+    return device
+
+
+def matmul_tflops(device: str, dtype: torch.dtype, budget_s: float = 0.4) -> float:
+    """Median speed of a [1024,1536]x[1536,1536] product, the size a small model's layers have."""
+    a = torch.randn(PROBE_ROWS, PROBE_WIDTH, device=device).to(dtype)
+    b = torch.randn(PROBE_WIDTH, PROBE_WIDTH, device=device).to(dtype)
+    small = a[:64] @ b  # a slow path shows itself here, and costs 1/16 of a full product
+    start = time.perf_counter()
+    small = a[:64] @ b
+    _synchronize(device, small)
+    if (time.perf_counter() - start) * PROBE_ROWS / 64 > budget_s:
+        return _tflops(64, time.perf_counter() - start)
+    times = []
+    deadline = time.perf_counter() + budget_s
+    while len(times) < 3 or (time.perf_counter() < deadline and len(times) < 50):
+        start = time.perf_counter()
+        _synchronize(device, a @ b)
+        times.append(time.perf_counter() - start)
+    return _tflops(PROBE_ROWS, sorted(times)[len(times) // 2])
+
+
+@contextlib.contextmanager
+def out_of_memory_as_none() -> Iterator[list[bool]]:
+    """Swallow an out-of-memory error; the yielded list holds True afterwards if there was one."""
+    seen: list[bool] = []
+    try:
+        yield seen
+    except torch.OutOfMemoryError:
+        seen.append(True)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        seen.append(True)
+    if seen and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def peak_memory_mib(device: str) -> float:
+    """Peak memory of this process in MiB: resident on a CPU, allocated on a GPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource
+
+    scale = 2**20 if os.uname().sysname == "Darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def _plan_cuda(precision: str) -> ComputePlan:
+    from elchat.hardware import peak_tflops_for
+
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    known = peak_tflops_for(torch.cuda.get_device_name())
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    if known is not None and precision == "bf16":
+        return ComputePlan("cuda", precision, torch.get_num_threads(), known, "tabla")
+    measured = matmul_tflops("cuda", dtype)
+    return ComputePlan("cuda", precision, torch.get_num_threads(), measured, "medido")
+
+
+def _synchronize(device: str, value: Tensor) -> None:
+    if device != "cpu":
+        value.flatten()[0].item()
+
+
+def _tflops(rows: int, seconds: float) -> float:
+    return 2 * rows * PROBE_WIDTH**2 / seconds / 1e12

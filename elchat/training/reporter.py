@@ -1,0 +1,96 @@
+"""The worker's voice: status.json, metrics.jsonl, log.txt, and its ears: control flags, signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from elchat.runs import Run
+
+HEARTBEAT_S = 10.0
+
+
+class Reporter:
+    """Writes what a run's watchers read. Safe to call from several threads.
+
+    A heartbeat thread keeps status.json fresh while a long call is under way.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._stop_signal: str | None = None
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def install_signals(self) -> None:
+        """SIGTERM and SIGINT ask for an orderly stop; a second one is obeyed at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def should_stop(self) -> bool:
+        """Whether somebody asked this run to save and end."""
+        return self._stop_signal is not None or self.run.is_requested("stop")
+
+    def should_save(self) -> bool:
+        """Whether somebody asked for a checkpoint now; asking again needs a new flag."""
+        if self.run.is_requested("save"):
+            self.run.clear("save")
+            return True
+        return False
+
+    def log(self, line: str) -> None:
+        """One line for people, in Spanish, stamped; goes to stdout, which is the run's log.txt."""
+        print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+    def status(self, **changes: Any) -> None:
+        """Merge fields into status.json."""
+        with self._lock:
+            self.run.update_status(**changes)
+
+    def metrics(self, **values: Any) -> None:
+        """Append one object to metrics.jsonl, flushed."""
+        line = json.dumps({"time": time.time(), **values}, ensure_ascii=False)
+        with self._lock, open(self.run.metrics_path, "a", encoding="utf-8") as handle:
+            handle.write(line + "\n")
+
+    def close(self) -> None:
+        """Stop the heartbeat; no status is written afterwards by this object's thread."""
+        self._closed.set()
+        self._thread.join(timeout=2 * HEARTBEAT_S)
+
+    def _beat(self) -> None:
+        while not self._closed.wait(HEARTBEAT_S):
+            try:
+                self.status()
+            except Exception as error:  # a full disk must not kill the training thread's process
+                print(f"No se pudo escribir el latido: {error}", file=sys.stderr, flush=True)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._stop_signal is not None:
+            raise KeyboardInterrupt
+        self._stop_signal = signal.Signals(number).name
+
+
+def trim_metrics(path: Path, *, stage: str, step: int) -> None:
+    """Drop a stage's lines logged after `step`, so that a resumed run does not tell them twice."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if entry.get("stage") != stage or entry.get("step", 0) <= step:
+            kept.append(line)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)
