@@ -35,12 +35,14 @@ def bits_per_byte(
     for batch in batches:
         if should_stop():
             return None
-        moved = batch.to(compute.device)
         with compute.autocast():
             hidden = model.hidden(
-                moved.ids, positions_BT=moved.positions, segments_BT=moved.segments
+                batch.ids.to(compute.device),
+                positions_BT=batch.positions.to(compute.device),
+                segments_BT=batch.segments.to(compute.device),
             )
-            nats += float(summed_cross_entropy(hidden, model.head_weight_VC, moved.targets))
+            targets = batch.targets.to(compute.device)
+            nats += float(summed_cross_entropy(hidden, model.head_weight_VC, targets))
         n_bytes += batch.n_bytes
     return nats / math.log(2) / n_bytes if n_bytes else math.nan
 

@@ -129,7 +129,9 @@ def data_table(manifests: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield "| etapa | fuente | idioma | licencia | documentos | tokens | peso |"
     yield "|---|---|---|---|--:|--:|--:|"
     for stage, manifest in manifests.items():
-        for source in manifest["sources"]:
+        for source in manifest["splits"]:
+            if source["split"] != "train":
+                continue
             yield (
                 f"| {stage} | {source['name']} | {source['language']} | {source['licence']} | "
                 f"{source['documents']} | {source['tokens']} | {number(source['weight'], 2)} |"

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from elchat import runs
-from elchat.chat_format import ChatFormat, Message
+from elchat.chat_format import Message
 from elchat.engine import Engine
 from elchat.errors import ElchatError, ModelError
 from elchat.sampling import SamplingParams
@@ -83,9 +83,7 @@ def open_engine(path: Path) -> Engine:
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_model(path, dtype=dtype, device=device)
-    return Engine(
-        loaded.model, loaded.tokenizer, ChatFormat.for_tokenizer(loaded.family, loaded.tokenizer)
-    )
+    return Engine(loaded.model, loaded.tokenizer, loaded.chat)
 
 
 def chat(engine: Engine, params: SamplingParams, system: str | None) -> None:

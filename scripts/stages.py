@@ -14,15 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from elchat import checkpoint, hub, report
-from elchat.chat_format import ChatFormat
 from elchat.config import Config, StageSection
 from elchat.data.loader import Batch, PackedLoader, heldout_batches
-from elchat.data.shards import ShardSet, prepare
+from elchat.data.prepare import PreparationStopped, prepare
+from elchat.data.shards import ShardSet
 from elchat.engine import Engine
 from elchat.errors import ConfigError, ElchatError, ModelError
 from elchat.evaluation import sample_replies, score_languages
 from elchat.files import read_json, sha256_file, sha256_json, write_json
-from elchat.gpt import GPT
 from elchat.runs import Run
 from elchat.training import loop as training_loop
 from elchat.training.device import peak_memory_mib, plan_compute
@@ -32,6 +31,8 @@ from elchat.training.reporter import Reporter
 from elchat.weights import LoadedModel, load_model, save_hf
 
 TrainedStage = Literal["cpt", "sft"]
+HELD_OUT_LANGUAGES = ("es", "en")
+HELD_OUT_ROWS = 2
 RELOAD_TOLERANCE = 1e-4  # of logits, between the weights exported and the same read back
 
 
@@ -75,6 +76,7 @@ def run_data(worker: Worker) -> None:
     base_path = hub.fetch_base(config.model.base, config.model.start, progress=reporter.log)
     loaded = load_model(base_path, dtype=torch.bfloat16)
     check_contexts(config, loaded)
+    warn_of_idle_keys(worker)
     sets = {}
     for stage in enabled_stages(config):
         sets[stage] = str(prepare_shards(worker, stage, loaded).path)
@@ -90,8 +92,14 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
     if start is not None:
         loaded.model.load_state_dict(load_file(start))
     plan_path = worker.run.path / "stages" / f"{stage}.plan.json"
-    loader = PackedLoader(shards, settings.context_tokens, seed=config.training.seed)
-    plan = StagePlan.load(plan_path) or new_plan(worker, stage, plan_path, loaded.model, loader)
+    loader = PackedLoader(
+        shards.train,
+        context_tokens=settings.context_tokens,
+        seed=config.training.seed,
+        pad_id=loaded.pad_id,
+        prefetch=True,
+    )
+    plan = StagePlan.load(plan_path) or new_plan(worker, stage, plan_path, loader)
     torch.set_num_threads(plan.compute.threads)
     torch.manual_seed(config.training.seed)
     model = loaded.model.to(plan.compute.device)
@@ -121,6 +129,7 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
                 should_stop=worker.reporter.should_stop,
             ),
             reload_initial=functools.partial(initial_state, worker, start),
+            before=scores_so_far(worker, stage),
         )
     ).run()
     if outcome == "stopped":
@@ -201,7 +210,10 @@ def walk(worker: Worker, only: str | None = None) -> None:
             raise Stopped
         worker.reporter.status(stage=stage, step=0, total_steps=0, eta_s=None)
         began = time.monotonic()
-        run_stage(worker)
+        try:
+            run_stage(worker)
+        except PreparationStopped:
+            raise Stopped from None
         worker.reporter.log(f"[{stage}] hecha en {time.monotonic() - began:.0f} s")
 
 
@@ -239,9 +251,20 @@ def check_contexts(config: Config, loaded: LoadedModel) -> None:
             )
 
 
+def warn_of_idle_keys(worker: Worker) -> None:
+    """Say which autonomy keys are set; training does not act on them yet."""
+    training = worker.config.training
+    keys = ("stochastic_depth", "noise_scale", "mood_dim", "stochastic_temp_var")
+    idle = [key for key in keys if getattr(training, key)]
+    if idle:
+        worker.reporter.log(
+            f"[data] AVISO: {', '.join(idle)} todavía no actúan en esta versión; "
+            "el modelo se entrena sin ellas."
+        )
+
+
 def prepare_shards(worker: Worker, stage: TrainedStage, loaded: LoadedModel) -> ShardSet:
     """Tokenised data of one stage, made now or found made."""
-    chat_format = ChatFormat.for_tokenizer(loaded.family, loaded.tokenizer)
     return prepare(
         worker.config,
         stage,
@@ -249,8 +272,8 @@ def prepare_shards(worker: Worker, stage: TrainedStage, loaded: LoadedModel) -> 
         tokenizer_sha256=loaded.tokenizer.sha256,
         prefix_ids=loaded.doc_prefix_ids,
         eos_id=loaded.eos_id,
-        render=chat_format.render if stage == "sft" else None,
-        render_fingerprint=sha256_json(chat_format.jinja_template()),
+        render=loaded.chat.render if stage == "sft" else None,
+        render_fingerprint=sha256_json(loaded.chat.jinja_template()),
         progress=data_progress(worker.reporter, stage),
         should_stop=worker.reporter.should_stop,
     )
@@ -281,18 +304,15 @@ def open_shards(worker: Worker, stage: TrainedStage) -> ShardSet:
         return prepare_shards(worker, stage, loaded)
 
 
-def new_plan(
-    worker: Worker, stage: TrainedStage, path: Path, model: GPT, loader: PackedLoader
-) -> StagePlan:
+def new_plan(worker: Worker, stage: TrainedStage, path: Path, loader: PackedLoader) -> StagePlan:
     """Measure the machine and decide how this stage will run."""
     config = worker.config
     compute = plan_compute(config.compute.device, config.training.precision, config.compute.threads)
     plan = make_plan(
         path,
         stage_settings(config, stage),
-        model.config,
         compute,
-        epoch_tokens=loader.epoch_tokens(),
+        epoch_rows=sum(loader.epoch_tokens()) / loader.tokens_per_row(),
         micro_batch_rows=config.training.micro_batch_rows,
     )
     plan.save()
@@ -303,15 +323,28 @@ def held_out(worker: Worker) -> dict[str, Callable[[], Iterable[Batch]]]:
     """Held-out text by language, from the first stage that has any."""
     for stage in enabled_stages(worker.config):
         settings = stage_settings(worker.config, stage)
-        sources = open_shards(worker, stage).held_out
-        if sources:
+        shards = open_shards(worker, stage)
+        found = {language: shards.held_out(language) for language in HELD_OUT_LANGUAGES}
+        if any(found.values()):
             return {
                 language: functools.partial(
-                    heldout_batches, source, settings.context_tokens, rows=2
+                    heldout_batches,
+                    source,
+                    context_tokens=settings.context_tokens,
+                    rows=HELD_OUT_ROWS,
                 )
-                for language, source in sources.items()
+                for language, source in found.items()
+                if source is not None
             }
     return {}
+
+
+def scores_so_far(worker: Worker, stage: TrainedStage) -> dict[str, float] | None:
+    """Bits per byte of the weights a stage starts from, if the one before measured them."""
+    if starting_weights(worker, stage) is None:
+        return None
+    scores: dict[str, float] | None = worker.facts("cpt")["progress"]["after"]
+    return scores
 
 
 def starting_weights(worker: Worker, stage: TrainedStage) -> Path | None:
@@ -343,8 +376,7 @@ def last_weights(worker: Worker) -> Path:
 
 def replies_of(loaded: LoadedModel, config: Config, prompts: list[str]) -> list[str]:
     """Greedy replies of a loaded model."""
-    chat_format = ChatFormat.for_tokenizer(loaded.family, loaded.tokenizer)
-    engine = Engine(loaded.model, loaded.tokenizer, chat_format, max_tokens=1024)
+    engine = Engine(loaded.model, loaded.tokenizer, loaded.chat, max_tokens=1024)
     return sample_replies(engine, prompts, max_new_tokens=config.evaluation.sample_max_new_tokens)
 
 

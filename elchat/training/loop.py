@@ -34,7 +34,7 @@ from elchat.training.plan import StagePlan, fit_to_time
 from elchat.training.reporter import Reporter, trim_metrics
 from elchat.training.schedule import rate_share
 
-REPLAN_AT_STEPS = (3, 6, 12)  # early timings, before log lines are frequent enough
+REPLAN_AT_STEPS = (2, 4, 8)  # early timings, before log lines are frequent enough
 WARM_STEPS = 1  # the first step touches memory for the first time: its time says nothing
 
 
@@ -47,6 +47,7 @@ class Job:
         root: folder of this stage's checkpoints.
         evaluate: measures the model now; returns bits per byte by language, None if interrupted.
         reload_initial: the state dict the stage began with (a rollback before any checkpoint).
+        before: bits per byte of those weights where they are already known.
     """
 
     stage: Literal["cpt", "sft"]
@@ -61,6 +62,7 @@ class Job:
     root: Path
     evaluate: Callable[[], dict[str, float] | None]
     reload_initial: Callable[[], dict[str, torch.Tensor]]
+    before: dict[str, float] | None = None
 
 
 @dataclass
@@ -101,7 +103,7 @@ class Loop:
         self.model = job.model
         self.optimizer = build_optimizer(job.model, weight_decay=job.settings.weight_decay)
         self.guard = Guard(job.training.spike_factor, job.training.max_rollbacks)
-        self.progress = Progress()
+        self.progress = Progress(before=job.before)
         self._parameters = [p for p in job.model.parameters() if p.requires_grad]
         self._rows = job.settings.batch_tokens // job.settings.context_tokens
         self._last_save = time.monotonic()
@@ -185,12 +187,16 @@ class Loop:
         for start in range(0, self._rows, plan.micro_batch_rows):
             if self.job.reporter.should_stop():
                 return None
-            micro = batch.rows(start, start + plan.micro_batch_rows).to(device)
+            rows = slice(start, start + plan.micro_batch_rows)
             with plan.compute.autocast():
                 hidden = self.model.hidden(
-                    micro.ids, positions_BT=micro.positions, segments_BT=micro.segments
+                    batch.ids[rows].to(device),
+                    positions_BT=batch.positions[rows].to(device),
+                    segments_BT=batch.segments[rows].to(device),
                 )
-                loss = summed_cross_entropy(hidden, self.model.head_weight_VC, micro.targets)
+                loss = summed_cross_entropy(
+                    hidden, self.model.head_weight_VC, batch.targets[rows].to(device)
+                )
             (loss / max(batch.n_targets, 1)).backward()
             total += loss.detach()
         return float(total)

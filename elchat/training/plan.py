@@ -13,11 +13,9 @@ from pathlib import Path
 from elchat.config import StageSection
 from elchat.errors import DataError
 from elchat.files import read_json, write_json
-from elchat.model_config import GPTConfig
 from elchat.training.device import ComputePlan
 from elchat.training.schedule import Timeline
 
-ASSUMED_PEAK_SHARE = 0.5  # of the matmul peak, until real steps have been timed
 CPU_MICRO_TOKENS = 2048
 GPU_MICRO_TOKENS = 16_384
 
@@ -67,41 +65,35 @@ class StagePlan:
 def make_plan(
     path: Path,
     stage: StageSection,
-    shape: GPTConfig,
     compute: ComputePlan,
     *,
-    epoch_tokens: int,
+    epoch_rows: float,
     micro_batch_rows: int | None,
 ) -> StagePlan:
-    """First plan of a stage, from caps and an assumed speed.
+    """First plan of a stage, from its data and token caps; a time cap acts once steps are timed.
 
     Args:
-        epoch_tokens: tokens (padding excluded) in one pass over the weighted mixture.
+        epoch_rows: packed rows that hold every training token once.
 
     Raises:
         DataError: not enough text for one step.
     """
-    tokens = stage.max_epochs * epoch_tokens
+    tokens = stage.max_epochs * epoch_rows * stage.context_tokens
     if stage.max_tokens is not None:
         tokens = min(tokens, stage.max_tokens)
     max_steps = math.floor(tokens / stage.batch_tokens)
     if max_steps < 1:
         raise DataError(
-            f"Hay {int(tokens)} tokens de entrenamiento y un solo paso pide {stage.batch_tokens}: "
-            "añade texto, sube max_epochs o baja batch_tokens."
+            f"Hay unos {int(tokens)} tokens que entrenar y un solo paso pide "
+            f"{stage.batch_tokens}: añade texto, sube max_epochs o baja batch_tokens."
         )
-    total = max_steps
-    if stage.max_minutes is not None:
-        flops = shape.train_flops_per_token(stage.context_tokens) * stage.batch_tokens
-        step_s = flops / (ASSUMED_PEAK_SHARE * compute.peak_tflops * 1e12)
-        total = min(max_steps, max(1, int(stage.max_minutes * 60 / step_s)))
     rows = stage.batch_tokens // stage.context_tokens
     return StagePlan(
         path=path,
         compute=compute,
         micro_batch_rows=min(rows, micro_batch_rows or _default_micro_rows(stage, compute)),
         max_steps=max_steps,
-        timeline=Timeline([(0, total)]),
+        timeline=Timeline([(0, max_steps)]),
     )
 
 
