@@ -129,7 +129,6 @@ def measure_trainer(arguments: argparse.Namespace) -> dict:
     import torch
     import transformers
 
-    from elchat import bases
     from elchat.model_config import config_to_hf
     from elchat.training.device import peak_memory_mib, plan_compute
 

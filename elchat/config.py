@@ -202,8 +202,7 @@ class ComputeSection(Section):
     huge_pages: bool = Field(True, description="Páginas grandes en Linux: CPU más rápida")
     gpus: list[str] = Field(default_factory=list, description="GPU candidatas, en orden")
     cloud: list[Literal["secure", "community"]] = Field(
-        default_factory=lambda: ["secure"],
-        description="Nubes admitidas, en orden",  # type: ignore[arg-type]
+        default=["secure"], description="Nubes admitidas, en orden"
     )
     budget_usd: Positive | None = Field(None, description="Límite duro de gasto, en dólares")
     expected_hours: Positive | None = Field(None, description="Horas previstas")
@@ -346,7 +345,7 @@ def _read_yaml(path: Path) -> Any:
 
 
 def _with_absolute_paths(config: Config, base_dir: Path | None) -> Config:
-    """Make source paths absolute: relative to the current folder, else to the YAML's or its parent."""
+    """Make paths absolute: relative to the current folder, else to the YAML's or its parent."""
 
     def resolve(text: str) -> str:
         path = Path(text).expanduser()
@@ -361,6 +360,9 @@ def _with_absolute_paths(config: Config, base_dir: Path | None) -> Config:
         return str(roots[0] / path)
 
     dump = config.model_dump()
+    base = Path(config.model.base).expanduser()
+    if "/" in config.model.base or base.suffix == ".gguf":  # a hub id has a slash too
+        dump["model"]["base"] = str(base.absolute()) if base.exists() else config.model.base
     data = dump["data"]
     for source in [*data["cpt"], *data["sft"], *data["held_out"]["english"]]:
         if source["path"] is not None:

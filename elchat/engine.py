@@ -158,7 +158,9 @@ class Engine:
         device = self._cache.k.device
         hidden = self.model.hidden(torch.tensor([ids], device=device), cache=self._cache)
         self._cached_ids += ids
-        return torch.nn.functional.linear(hidden[0, -1], self.model.head_weight_VC).cpu()
+        # Some models have more rows than ids (Qwen2.5: 271 more); those rows spell nothing.
+        head = self.model.head_weight_VC[: self.tokenizer.vocab_size]
+        return torch.nn.functional.linear(hidden[0, -1], head).cpu()
 
 
 def greedy(params: SamplingParams) -> SamplingParams:

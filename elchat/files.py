@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -103,8 +104,6 @@ def require_free_space(path: Path, needed_bytes: int, what: str) -> None:
 
 def raise_if_disk_full(error: OSError, path: Path) -> None:
     """Turn ENOSPC and EDQUOT into a sentence; leave other errors to the caller."""
-    import errno
-
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise DiskError(
             f"El disco se llenó al escribir {path}; el archivo anterior sigue intacto.",

@@ -80,7 +80,7 @@ class AttentionPlan:
 class RMSNorm(nn.Module):
     """y = x / rms(x) · weight over the last dimension, statistics in fp32.
 
-    Source: Zhang & Sennrich 2019 (arXiv 1910.07467); rounding order as in transformers' LlamaRMSNorm.
+    Source: Zhang & Sennrich 2019 (arXiv 1910.07467); rounding order of transformers' LlamaRMSNorm.
     """
 
     def __init__(self, width: int, eps: float) -> None:
@@ -246,9 +246,7 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """Next-token logits at every position, [B, T, V] (see `hidden`)."""
-        x_BTC = self.hidden(
-            ids_BT, positions_BT=positions_BT, segments_BT=segments_BT, cache=cache
-        )
+        x_BTC = self.hidden(ids_BT, positions_BT=positions_BT, segments_BT=segments_BT, cache=cache)
         return F.linear(x_BTC, self.head_weight_VC)
 
     def _plan(

@@ -76,7 +76,7 @@ class GPTConfig:
 
     @property
     def n_matmul_params(self) -> int:
-        """Weights that multiply every token: blocks and head, no embedding lookup, norms, biases."""
+        """Weights that multiply every token: blocks and head."""
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         block = self.d_model * (2 * q + 2 * kv + 3 * self.d_ff)
         return self.n_layers * block + self.vocab_size * self.d_model
@@ -84,7 +84,7 @@ class GPTConfig:
     def train_flops_per_token(self, context_tokens: int) -> float:
         """Forward + backward FLOPs per token, causal attention counted at half a square.
 
-        F = 6·N_matmul + 6·L·H·D·T. Source: PaLM (arXiv 2204.02311) appendix B, halved for causality.
+        F = 6·N_matmul + 6·L·H·D·T. Source: PaLM (arXiv 2204.02311), appendix B.
         """
         attention = 6 * self.n_layers * self.n_heads * self.head_dim * context_tokens
         return 6.0 * self.n_matmul_params + attention

@@ -36,7 +36,6 @@ def work(run_dir: Path, only: str | None = None) -> int:
     except ElchatError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
-    run.clear("stop")
     pid = os.getpid()
     run.update_status(
         pid=pid,
@@ -64,6 +63,7 @@ def work(run_dir: Path, only: str | None = None) -> int:
 def end(reporter: Reporter, outcome: str, message: str, code: int) -> int:
     """Write the outcome as the run's last word."""
     reporter.close()
+    reporter.run.clear("stop")
     reporter.status(outcome=outcome, message=message, eta_s=None)
     reporter.log(message)
     return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -174,8 +174,9 @@ def run_report(worker: Worker) -> None:
     path = worker.run.path / "report.md"
     stages = ["data", *enabled_stages(worker.config), "eval", "export"]
     facts = {stage: worker.facts(stage) for stage in stages}
-    shards = {stage: open_shards(worker, stage) for stage in enabled_stages(worker.config)}
-    manifests = {stage: shard_set.manifest for stage, shard_set in shards.items()}
+    manifests: dict[str, Mapping[str, Any]] = {
+        stage: open_shards(worker, stage).manifest for stage in enabled_stages(worker.config)
+    }
     report.write(path, worker.run, worker.config, facts, manifests)
     files = {path.name: sha256_file(path), **facts["export"]["outputs"]}
     write_json(worker.run.path / "manifest.json", {"files": files})

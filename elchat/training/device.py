@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from elchat.errors import ConfigError
+from elchat.hardware import gpu_for_device
 
 PROBE_ROWS, PROBE_WIDTH = 1024, 1536
 BF16_WORTH = 1.3  # bf16 must be this much faster in a bare product to pay for its conversions
@@ -119,14 +120,13 @@ def peak_memory_mib(device: str) -> float:
 
 
 def _plan_cuda(precision: str) -> ComputePlan:
-    from elchat.hardware import peak_tflops_for
-
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    known = peak_tflops_for(torch.cuda.get_device_name())
+    known = gpu_for_device(torch.cuda.get_device_name())
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if known is not None and precision == "bf16":
-        return ComputePlan("cuda", precision, torch.get_num_threads(), known, "tabla")
+        threads = torch.get_num_threads()
+        return ComputePlan("cuda", precision, threads, known.peak_tflops, "tabla")
     measured = matmul_tflops("cuda", dtype)
     return ComputePlan("cuda", precision, torch.get_num_threads(), measured, "medido")
 

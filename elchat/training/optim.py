@@ -16,7 +16,8 @@ def build_optimizer(model: nn.Module, *, weight_decay: float) -> torch.optim.Ada
 
     Source for undecayed embeddings: SmolLM3 and OLMo 2 (arXiv 2501.00656).
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

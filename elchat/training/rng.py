@@ -11,11 +11,11 @@ import torch
 
 def capture() -> dict[str, Any]:
     """States of python, numpy, torch and each CUDA device."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
     return {
         "python": [version, list(internal), gauss_next],
-        "numpy": [kind, keys.tolist(), position, has_gauss, gauss],
+        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, gauss],
         "torch": _to_hex(torch.get_rng_state()),
         "cuda": [_to_hex(state) for state in torch.cuda.get_rng_state_all()]
         if torch.cuda.is_available()

@@ -1,0 +1,134 @@
+"""What `elchat doctor` looks at. Only what can be told without importing torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from elchat import hardware, paths
+from elchat.files import format_bytes, free_bytes
+
+HUB_TIMEOUT_S = 2.0
+MIN_DISK_BYTES = 5e9
+MIN_MEMORY_BYTES = 4e9
+PINNED_TORCH = "2.13.0"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding; only an `error` makes elchat unusable here."""
+
+    name: str
+    level: Literal["ok", "warning", "error"]
+    text: str
+
+
+def run_all() -> list[Check]:
+    """Every check, in the order they are shown."""
+    checks: list[Callable[[], Check]] = [
+        python, torch, disk, memory, cores, compiler, huge_pages, hub, runpod_key, tokenizers,
+    ]  # fmt: skip
+    return [check() for check in checks]
+
+
+def python() -> Check:
+    """Interpreter version."""
+    level: Literal["ok", "error"] = "ok" if sys.version_info >= (3, 10) else "error"
+    return Check("Python", level, f"{platform.python_version()} (hace falta 3.10 o más)")
+
+
+def torch() -> Check:
+    """Installed torch, by its package data: importing it takes seconds."""
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return Check("PyTorch", "error", "no está instalado: pip install -e .")
+    if version.split("+")[0] != PINNED_TORCH:
+        return Check("PyTorch", "warning", f"{version}; elchat se prueba con {PINNED_TORCH}")
+    return Check("PyTorch", "ok", version)
+
+
+def disk() -> Check:
+    """Free space where runs are written."""
+    free = free_bytes(paths.home())
+    text = f"{format_bytes(free)} libres en {paths.home()}"
+    if free < MIN_DISK_BYTES:
+        return Check("disco", "error", text + f"; hacen falta {format_bytes(MIN_DISK_BYTES)}")
+    return Check("disco", "ok", text)
+
+
+def memory() -> Check:
+    """Memory of the machine or container."""
+    total = hardware.memory_bytes()
+    if total is None:
+        return Check("memoria", "warning", "no se pudo averiguar")
+    if total < MIN_MEMORY_BYTES:
+        return Check("memoria", "warning", f"{format_bytes(total)}; la demo usa unos 4 GB")
+    return Check("memoria", "ok", format_bytes(total))
+
+
+def cores() -> Check:
+    """Usable cores and their widest instructions."""
+    flags = hardware.cpu_flags()
+    widest = next((f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in flags), None)
+    text = f"{hardware.usable_cores()} núcleos" + (f", {widest}" if widest else "")
+    return Check("CPU", "ok", text)
+
+
+def compiler() -> Check:
+    """A C compiler, which torch.compile needs."""
+    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    if found is None:
+        return Check("compilador", "warning", "no hay; solo lo necesita torch.compile en GPU")
+    return Check("compilador", "ok", found)
+
+
+def huge_pages() -> Check:
+    """Transparent huge pages, worth +20 % of speed on a CPU."""
+    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    try:
+        chosen = path.read_text().partition("[")[2].partition("]")[0]
+    except OSError:
+        return Check("páginas grandes", "warning", "este sistema no las ofrece")
+    if chosen in ("madvise", "always") and hardware.has_glibc():
+        return Check("páginas grandes", "ok", chosen)
+    return Check("páginas grandes", "warning", f"{chosen or 'sin datos'}: la CPU irá más lenta")
+
+
+def hub() -> Check:
+    """Whether the Hugging Face hub takes a connection (nothing is sent)."""
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    port = address.port or (443 if address.scheme == "https" else 80)
+    name = address.hostname or "huggingface.co"
+    try:
+        socket.create_connection((name, port), timeout=HUB_TIMEOUT_S).close()
+    except OSError:
+        text = f"{name} no responde: la demo funciona igual; los demás modelos se descargan de ahí"
+        return Check("hub", "warning", text)
+    return Check("hub", "ok", f"{name} responde")
+
+
+def runpod_key() -> Check:
+    """Whether the cloud key is set; its value is never shown."""
+    if os.environ.get("RUNPOD_API_KEY", "").strip():
+        return Check("RUNPOD_API_KEY", "ok", "está puesta")
+    return Check("RUNPOD_API_KEY", "ok", "no está: solo hace falta para alquilar una GPU")
+
+
+def tokenizers() -> Check:
+    """Which tokenizer backend would be used."""
+    if util.find_spec("elchat_bpe") is not None:
+        return Check("tokenizador", "ok", "rustbpe (elchat_bpe)")
+    try:
+        return Check("tokenizador", "ok", f"tokenizers {metadata.version('tokenizers')}")
+    except metadata.PackageNotFoundError:
+        return Check("tokenizador", "error", "falta el paquete tokenizers: pip install -e .")

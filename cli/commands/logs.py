@@ -1,0 +1,43 @@
+"""elchat logs: what the worker wrote."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli.spanish import SpanishCommand, new_app
+
+app = new_app()
+
+
+@app.command(cls=SpanishCommand)
+def logs(
+    ctx: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="EJECUCIÓN", help="Nombre o comienzo; sin él, la más reciente."),
+    ] = None,
+    is_followed: Annotated[
+        bool, typer.Option("--follow", "-f", help="Seguir mostrando lo que llegue, hasta el final.")
+    ] = False,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", metavar="N", min=0, help="Cuántas líneas del final.")
+    ] = 40,
+) -> None:
+    """Muestra el registro de una ejecución."""
+    from cli import follow, output
+    from cli.providers import provider_for
+    from elchat import runs
+
+    run = runs.find(name)
+    place = provider_for(ctx.obj, run.provider)
+
+    def has_ended() -> bool:
+        return place.status(run)[0] in follow.ENDED
+
+    try:
+        for line in place.logs(run, lines=lines, follow=is_followed, until=has_ended):
+            output.say(line)
+    except KeyboardInterrupt:
+        output.note("\n" + follow.detached_text(run))

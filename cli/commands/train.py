@@ -1,0 +1,125 @@
+"""elchat train: one configuration in, a run that goes on by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.spanish import SpanishCommand, new_app
+
+app = new_app()
+
+
+@app.command(cls=SpanishCommand)
+def train(
+    ctx: typer.Context,
+    config: Annotated[
+        Path,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="ARCHIVO",
+            help="Configuración: un archivo YAML o el nombre de una de configs/ (demo, local...).",
+        ),
+    ] = Path("configs/training_10usd.yaml"),
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="CLAVE=VALOR",
+            help="Cambiar un valor, por ejemplo training.seed=7. Se puede repetir.",
+        ),
+    ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|runpod", help="Dónde entrenar, en vez de lo que diga la configuración."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NOMBRE", help="Nombre de la ejecución.")
+    ] = None,
+    is_followed: Annotated[
+        bool,
+        typer.Option(
+            "--follow/--detach",
+            help="Mostrar el progreso hasta el final, o dejarla trabajando y volver.",
+        ),
+    ] = True,
+    is_confirmed: Annotated[
+        bool, typer.Option("--yes", "-y", help="No preguntar antes de gastar dinero.")
+    ] = False,
+    is_dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Mostrar el plan completo sin empezar nada.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+) -> None:
+    """Entrena un modelo según una configuración.
+
+    La ejecución sigue aunque se cierre esta terminal; Ctrl-C deja de mirarla sin detenerla.
+    """
+    from cli import follow, output, preflight, views
+    from cli.providers import provider_for
+    from elchat import runs
+
+    resolved = preflight.load_config(config, overrides or [], provider)
+    if is_dry_run:
+        _show_plan(resolved, name, as_json)
+        return
+    place = provider_for(ctx.obj, resolved.compute.provider)
+    preflight.check(resolved)
+    run = runs.create(resolved, provider=resolved.compute.provider, name=name)
+    if not as_json:
+        output.say(f"Ejecución «{run.id}» en {run.path}")
+    place.submit(run)
+    if is_followed:
+        raise typer.Exit(follow.follow(run, place, as_json=as_json))
+    if as_json:
+        output.print_json(views.as_dict(run, *place.status(run)))
+    else:
+        output.say(follow.detached_text(run))
+
+
+def _show_plan(resolved: Any, name: str | None, as_json: bool) -> None:
+    from cli import output, preflight
+    from cli.commands.estimate import show_costs
+    from elchat import paths
+    from elchat.files import format_bytes, free_bytes
+
+    made = preflight.plan(resolved)
+    if as_json:
+        output.print_json(preflight.plan_json(made))
+        return
+    folder = paths.runs_dir() / (name or f"{resolved.name}-FECHA-HORA")
+    shape = made["shape"]
+    size = f" ({output.count(shape.n_params)} de parámetros)" if shape else ""
+    output.fields(
+        "Plan (no se ha empezado nada)",
+        [
+            ("configuración", f"{resolved.name} — {resolved.description}"),
+            ("modelo", f"{resolved.model.base}, versión {resolved.model.start}{size}"),
+            ("etapas", " → ".join(_stages(resolved))),
+            ("dónde", resolved.compute.provider),
+            ("carpeta", f"{folder} ({format_bytes(free_bytes(folder))} libres)"),
+            ("huella", resolved.sha256[:16]),
+        ],
+    )
+    output.say()
+    output.table(
+        "Fuentes", preflight.SOURCE_COLUMNS, [preflight.source_row(s) for s in made["sources"]]
+    )
+    output.say()
+    show_costs(made)
+    output.say()
+    output.say("Configuración resuelta:")
+    output.say(resolved.to_yaml().rstrip())
+
+
+def _stages(resolved: Any) -> list[str]:
+    from cli.output import STAGES
+
+    skipped = {s for s in ("cpt", "sft") if not getattr(resolved.training, s).enabled}
+    return [name for stage, name in STAGES.items() if stage not in skipped]

