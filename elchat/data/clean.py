@@ -33,6 +33,7 @@ REASONS = {
 }
 REPEATED_NGRAM_WORDS = 5
 LANGUAGE_SLICE_CHARS = 300
+MIN_LANGUAGE_CHARS = 120  # the identifier errs on anything shorter, such as a greeting
 MIN_WORDS_WITH_LETTERS = 0.6
 MAX_MEAN_WORD_CHARS = 14.0
 MENU_MIN_LINES = 8
@@ -52,6 +53,7 @@ _SUSPECT = re.compile(
     "[\x80-\x9f\u00c2-\u00f4√¬├┬‚](?:(?<=[\x80-\x9f])|(?<=[\u00c2-\u00f4])[\u00a0-\u00bf\u0152\u0153"
     "\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]|(?<=[√¬├┬])\\S|Ä)"
 )
+_CODE_OR_QUOTE = re.compile(r"```.*?```|«[^»]*»", re.DOTALL)  # neither tells a text's language
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _TRAILING_SPACE = re.compile(r"[ \t]+\n")
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -115,11 +117,17 @@ class Cleaner:
             return "menu"
         if repeated_share(text) > self.section.max_repeated_share:
             return "repeticion"
-        if self._checks_language:
-            probability = language_probability(text, self.language)
-            if probability < self.section.min_language_probability:
-                return "idioma"
-        return None
+        return "idioma" if self.is_foreign(text) else None
+
+    def is_foreign(self, text: str) -> bool:
+        """Whether a text is long enough to tell its language, and it is another."""
+        if not self._checks_language:
+            return False
+        text = _CODE_OR_QUOTE.sub(" ", text)
+        if len(text) < MIN_LANGUAGE_CHARS:
+            return False
+        probability = language_probability(text, self.language)
+        return probability < self.section.min_language_probability
 
 
 def describe_counts(counts: Counter[str]) -> str:

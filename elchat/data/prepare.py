@@ -39,7 +39,7 @@ Stage = Literal["cpt", "sft"]
 EncodeBatch = Callable[[list[str]], list[list[int]]]
 Progress = Callable[[int, int, str], None]
 
-CODE_VERSION = 1  # raise it whenever the same input would give other tokens
+CODE_VERSION = 2  # raise it whenever the same input would give other tokens
 BATCH_CHARS = 1 << 20
 BATCH_DOCUMENTS = 512
 PIECE_CHARS = 1 << 16
@@ -191,7 +191,9 @@ class _Job:
                 "code": [CODE_VERSION, FORMAT_VERSION],
                 "stage": self.stage,
                 "inputs": inputs,
-                "cleaning": data.cleaning.model_dump() if is_cpt else None,
+                "cleaning": data.cleaning.model_dump(
+                    include=None if is_cpt else {"min_language_probability"}
+                ),
                 "held_out": [data.held_out.share, data.held_out.max_bytes],
                 "tokenizer": tokenizer,
                 "around": [self.prefix_ids, self.eos_id] if is_cpt else None,
@@ -271,6 +273,9 @@ class _Job:
             else:
                 messages = normalise_messages(raw.messages)
                 text = conversation_text(messages)
+                if cleaner.is_foreign(text):
+                    tally.removed["idioma"] += 1
+                    continue
                 payload = Conversation(messages, raw.language, raw.licence, raw.origin)
             reason = self.duplicates.reason(text)
             if reason is not None:

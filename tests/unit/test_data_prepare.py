@@ -422,7 +422,7 @@ def test_conversations_keep_the_renderers_ids_and_mask(tmp_path):
             assert n_bytes == len(answer) - 1  # the toy renderer writes the role's letter
 
 
-def test_sft_key_depends_on_template_and_context_and_not_on_cleaning(tmp_path):
+def test_sft_key_depends_on_template_context_and_language_filter_only(tmp_path):
     path = chats(tmp_path / "c.jsonl", [chat(f"¿{i}?", f"{i}.") for i in range(5)])
     config = make_config(sft=[{"path": path}])
     base = run(config, "sft", render_fingerprint="a").key
@@ -430,6 +430,8 @@ def test_sft_key_depends_on_template_and_context_and_not_on_cleaning(tmp_path):
     assert run(make_config(sft=[{"path": path}], context=32), "sft").key != base
     relaxed = make_config(sft=[{"path": path}], cleaning={"min_chars": 7})
     assert run(relaxed, "sft", render_fingerprint="a").key == base
+    strict = make_config(sft=[{"path": path}], cleaning={"min_language_probability": 0.9})
+    assert run(strict, "sft", render_fingerprint="a").key != base
 
 
 def test_duplicate_and_wrong_conversations(tmp_path):
@@ -507,7 +509,10 @@ def test_splits_are_counted_in_the_manifest(tmp_path):
     turns = [f"{word} {i}" for i in range(8) for word in ("pregunta", "respuesta")]
     others = [chat(f"¿{i}?", f"{i}.") for i in range(3)]
     path = chats(tmp_path / "c.jsonl", [chat(*turns), *others])
-    shards = run(make_config(sft=[{"path": path}], held_out={"share": 0}, context=64), "sft")
+    shards = run(
+        make_config(sft=[{"path": path, "language": "any"}], held_out={"share": 0}, context=64),
+        "sft",
+    )
     assert shards.manifest["sources"][0]["adjusted"] == {"conversaciones_partidas": 1}
     assert shards.train[0].n_documents > 4
     assert max(len(ids) for ids in documents(shards.train[0])) <= 65
@@ -521,3 +526,20 @@ def test_cut_tail_loses_nothing_but_spaces():
         assert (head + tail).replace(" ", "").replace("\n", "") == text.replace(" ", "").replace(
             "\n", ""
         )
+
+
+def test_conversations_in_another_language_are_left_out_and_counted(tmp_path):
+    spanish = "Explícame con calma por qué el cielo se ve azul durante el día y rojo al atardecer."
+    english = "Please explain slowly why the sky looks blue during the day and red in the evening."
+    code = "```python\nfor line in open(path): print(line.strip().lower().split(sep))\n```" * 3
+    rows = [
+        chat(spanish, "Porque el aire dispersa más la luz azul que la roja, y al caer..."),
+        chat(english, "Because air scatters blue light more than red light, and then..."),
+        chat("¿Cómo leo un archivo línea a línea y le quito los espacios?", code),
+        chat("Hello!", "Hi!"),
+    ]
+    path = chats(tmp_path / "mezcla.jsonl", rows)
+    shards = run(make_config(sft=[{"path": path}]), "sft")
+    counts = shards.manifest["sources"][0]
+    assert counts["removed"] == {"idioma": 1}
+    assert counts["documents_kept"] + counts["documents_held_out"] == 3

@@ -316,7 +316,7 @@ def test_loading_costs_one_copy(tmp_path: Path) -> None:
     import sys
 
     model = toys.loaded(
-        "smollm", vocab_size=40_000, d_model=1024, n_heads=16, n_kv_heads=16, head_dim=64, d_ff=8192
+        "smollm", vocab_size=20_000, d_model=1024, n_heads=16, n_kv_heads=16, head_dim=64, d_ff=2048
     )
     save_hf(model, tmp_path / "m", dtype=torch.bfloat16)
     code = (
