@@ -53,7 +53,8 @@ class Base:
         eos_id: ends a document in pretraining.
         eot_id: ends a turn of conversation.
         pad_id: what exported files declare; never the end of a document where another id exists.
-        doc_prefix_ids: written before every document and conversation (Llama's bos).
+        doc_prefix_ids: written before every document, so that its first token is predicted too:
+            Llama's bos, and for the others the end of the document before, as in pretraining.
         chat_eos_ids: where generation stops (generation_config.json).
         vendor_system: system message the vendor's template adds when there is none; None if it
             adds nothing. elchat does not use it: its models do not claim to be someone else's.
@@ -125,7 +126,7 @@ def _smollm2(size: str, shape: GPTConfig, wheels: Mapping[str, WheelSource] | No
         eos_id=0,
         eot_id=2,
         pad_id=2,
-        doc_prefix_ids=(),
+        doc_prefix_ids=(0,),
         # The vendor lists 2 alone; text training teaches 0 as an end, so both must stop.
         chat_eos_ids=(2, 0),
         vendor_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
@@ -148,7 +149,7 @@ def _qwen2_5(size: str, shape: GPTConfig) -> Base:
         eos_id=151_643,
         eot_id=151_645,
         pad_id=151_643,
-        doc_prefix_ids=(),
+        doc_prefix_ids=(151_643,),
         chat_eos_ids=(151_645, 151_643),
         vendor_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
     )

@@ -162,6 +162,9 @@ class TrainingSection(Section):
         description="Pérdida (o norma) que cuenta como pico, en veces la media reciente",
     )
     max_rollbacks: int = Field(2, ge=0, description="Vueltas atrás antes de rendirse")
+    replay_share: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Parte del ajuste que repasa los textos de data.cpt"
+    )
     cpt: StageSection = StageSection()
     sft: StageSection = StageSection(schedule="cosine", decay_share=0.9)
 

@@ -195,7 +195,7 @@ def _ids_by_name(family: Family, chat: ChatFormat) -> _Ids:
         pad = special.get("<|finetune_right_pad_id|>", eos)
         return _Ids(bos, eos, pad, (bos,), chat.stop_ids)
     eos = special.get("<|endoftext|>", eot)
-    return _Ids(special["<|im_start|>"], eos, eot, (), chat.stop_ids)
+    return _Ids(special["<|im_start|>"], eos, eot, (eos,), chat.stop_ids)
 
 
 def _load_hf(

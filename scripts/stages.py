@@ -6,7 +6,7 @@ import functools
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from elchat import checkpoint, hub, report
 from elchat.config import Config, StageSection
 from elchat.data.loader import Batch, PackedLoader, heldout_batches
 from elchat.data.prepare import PreparationStopped, prepare
-from elchat.data.shards import ShardSet
+from elchat.data.shards import ShardSet, TokenSource
 from elchat.engine import Engine
 from elchat.errors import ConfigError, ElchatError, ModelError
 from elchat.evaluation import sample_replies, score_languages
@@ -93,7 +93,7 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
         loaded.model.load_state_dict(load_file(start))
     plan_path = worker.run.path / "stages" / f"{stage}.plan.json"
     loader = PackedLoader(
-        shards.train,
+        with_replay(worker, stage, shards),
         context_tokens=settings.context_tokens,
         seed=config.training.seed,
         pad_id=loaded.pad_id,
@@ -318,6 +318,21 @@ def new_plan(worker: Worker, stage: TrainedStage, path: Path, loader: PackedLoad
     )
     plan.save()
     return plan
+
+
+def with_replay(worker: Worker, stage: TrainedStage, shards: ShardSet) -> tuple[TokenSource, ...]:
+    """A stage's sources; in chat tuning also the texts, for `replay_share` of the tokens.
+
+    Reading on while learning to chat keeps what the reading taught.
+    """
+    share = worker.config.training.replay_share
+    if stage != "sft" or not share or "cpt" not in enabled_stages(worker.config):
+        return shards.train
+    texts = open_shards(worker, "cpt").train
+    scale = share / (1 - share) * sum(source.weight for source in shards.train)
+    total = sum(source.weight for source in texts)
+    replayed = [replace(text, weight=scale * text.weight / total) for text in texts]
+    return (*shards.train, *replayed)
 
 
 def held_out(worker: Worker) -> dict[str, Callable[[], Iterable[Batch]]]:

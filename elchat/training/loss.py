@@ -34,13 +34,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden_NC.shape[0], rows):
             piece = slice(start, start + rows)
             h, target = hidden_NC[piece], targets_N[piece, None]
-            logits = F.linear(h, compute_weight).float()
-            log_z = logits.logsumexp(-1, keepdim=True)
-            total += (log_z - logits.gather(1, target)).sum()
+            log_p = F.linear(h, compute_weight).log_softmax(-1, dtype=torch.float32)
+            picked = log_p.gather(1, target)
+            total -= picked.sum()
             if d_hidden is None or d_weight is None:
                 continue
-            d_logits = logits.sub_(log_z).exp_()
-            d_logits.scatter_add_(1, target, torch.full_like(log_z, -1.0))
+            d_logits = log_p.exp_().scatter_add_(1, target, torch.full_like(picked, -1.0))
             d_logits = d_logits.to(h.dtype)
             d_hidden[piece] = d_logits @ compute_weight
             if d_weight.dtype == h.dtype:

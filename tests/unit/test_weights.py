@@ -295,6 +295,23 @@ def test_a_failure_while_saving_keeps_what_was_there(
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
+def test_a_failed_swap_puts_the_old_folder_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    replace = os.replace
+
+    def fail_on_the_new_one(source: Path, target: Path) -> None:
+        if source.name.endswith(".tmp") and target == folder:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(weights_module.os, "replace", fail_on_the_new_one)
+    with pytest.raises(DiskError):
+        save_hf(toys.loaded("smollm", seed=9), folder, dtype=torch.float32)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
 def test_no_room_is_said_before_writing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage._replace(free=1000))
