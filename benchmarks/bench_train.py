@@ -54,10 +54,10 @@ def run_one(peer: str, arguments: argparse.Namespace) -> dict:
         command += ["--model", str(arguments.model)]
     environment = dict(os.environ)
     if peer == "elchat":
-        from cli.local_provider import worker_environment
-        from elchat.config import ComputeSection
+        from cli.processes import ROOT, compute_env
+        from elchat import config
 
-        environment |= worker_environment(ComputeSection())
+        environment |= compute_env(config.load(ROOT / "configs" / "training_demo.yaml"))
     output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(output.stdout.splitlines()[-1])
 

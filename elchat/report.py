@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from elchat.config import Config
-from elchat.files import write_text
+from elchat.files import format_bytes, write_text
 from elchat.runs import Run
 
 LANGUAGES = {"es": "español", "en": "inglés"}
@@ -35,7 +35,8 @@ def write(
         "## Veredicto",
         verdict(facts),
         "## Bits por byte en texto apartado",
-        "Menos es mejor. El texto apartado no se usó para entrenar.",
+        "Menos es mejor. El texto apartado no se usó para entrenar: "
+        f"{held_out_size(manifests)}. Una sola semilla, sin intervalo.",
         "\n".join(score_table(facts)),
         "## Entrenamiento",
         "\n".join(training_table(facts)),
@@ -97,6 +98,19 @@ def score_table(facts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         cells = " | ".join(number(value) for _, value in values)
         change = number(values[-1][1] - values[0][1], sign=True)
         yield f"| {LANGUAGES.get(language, language)} | {cells} | {change} |"
+
+
+def held_out_size(manifests: Mapping[str, Mapping[str, Any]]) -> str:
+    """How much text the scores were measured on: the first stage that set some apart."""
+    for manifest in manifests.values():
+        held = [split for split in manifest["splits"] if split["split"] != "train"]
+        if held:
+            return "; ".join(
+                f"{LANGUAGES.get(split['language'], split['language'])}, "
+                f"{split['documents']} documentos y {format_bytes(split['bytes'])}"
+                for split in held
+            )
+    return "no hay"
 
 
 def training_table(facts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Talk to a model in the terminal.
 
-    python -m scripts.chat_cli [RUN | FOLDER | FILE.gguf] [--temperature 0.7] [--seed N]
+    python -m scripts.chat_cli [RUN | FOLDER | FILE.gguf | BASE] [--temperature 0.7] [--seed N]
 
 Ctrl-C cuts the reply, not the program; Ctrl-D or /salir ends it. With a pipe, each line of standard
 input is one user turn and only the replies are printed.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from elchat import runs
+from elchat import bases, hub, runs
 from elchat.chat_format import Message
 from elchat.engine import Engine
 from elchat.errors import ElchatError, ModelError
@@ -30,7 +30,7 @@ HELP = "/nuevo empieza otra conversación · /ayuda muestra esto · /salir termi
 def main(argv: list[str] | None = None) -> int:
     """Run the chat in this process."""
     parser = argparse.ArgumentParser(prog="python -m scripts.chat_cli", description=__doc__)
-    parser.add_argument("model", nargs="?", help="ejecución, carpeta o GGUF (la última ejecución)")
+    parser.add_argument("model", nargs="?", help="ejecución, carpeta, GGUF o modelo base")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--repetition-penalty", type=float, default=1.1)
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def model_path(name: str | None) -> Path:
-    """A model folder or file, or the finished model of a run.
+    """A model folder or file, a base model, or the finished model of a run.
 
     Raises:
         ModelError: the run has no finished model yet.
@@ -69,6 +69,8 @@ def model_path(name: str | None) -> Path:
         path = Path(name)
         if path.is_file() or (path / "config.json").exists():
             return path
+        if name in bases.BASES:
+            return hub.fetch_base(name, progress=lambda line: print(line, file=sys.stderr))
     run = runs.find(name)
     if not (run.model_path / "config.json").exists():
         raise ModelError(

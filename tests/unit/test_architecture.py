@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, int], ...] = (
     )),
     *((f"elchat.{name}", 1) for name in ("tokenizer", "chat_format", "gpt")),
     *((f"elchat.{name}", 2) for name in (
-        "weights", "gguf_reader", "hub", "checkpoint", "sampling",
+        "weights", "gguf_reader", "hub", "model_store", "checkpoint", "sampling",
     )),
     ("elchat.engine", 3),
     *((f"elchat.{name}", 4) for name in ("evaluation", "report", "scheduler")),

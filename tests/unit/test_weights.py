@@ -61,7 +61,7 @@ def test_loaded_facts(folder: Path) -> None:
     assert model.family == "chatml"
     assert model.eos_id == special["<|endoftext|>"]
     assert model.chat_eos_ids[0] == special["<|im_end|>"]
-    assert model.doc_prefix_ids == ()
+    assert model.doc_prefix_ids == (special["<|endoftext|>"],)
     assert model.licence == "CC0"  # kept by the export
     assert model.origin == str(folder)
     assert not model.model.training
