@@ -35,14 +35,10 @@ def bits_per_byte(
     for batch in batches:
         if should_stop():
             return None
+        part = batch.part(slice(None), compute.device)
         with compute.autocast():
-            hidden = model.hidden(
-                batch.ids.to(compute.device),
-                positions_BT=batch.positions.to(compute.device),
-                segments_BT=batch.segments.to(compute.device),
-            )
-            targets = batch.targets.to(compute.device)
-            nats += float(summed_cross_entropy(hidden, model.head_weight_VC, targets))
+            hidden = model.hidden(part.ids, positions_BT=part.positions, segments_BT=part.segments)
+            nats += float(summed_cross_entropy(hidden, model.head_weight_VC, part.targets))
         n_bytes += batch.n_bytes
     return nats / math.log(2) / n_bytes if n_bytes else math.nan
 

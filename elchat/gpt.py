@@ -212,7 +212,8 @@ class GPT(nn.Module):
         Args:
             ids_BT: token ids.
             positions_BT: RoPE positions; default continues the cache.
-            segments_BT: packing: a token attends only to its own segment's past. Not with a cache.
+            segments_BT: packing: a token attends only to its own segment's past. None is faster
+                where no row holds two. Not with a cache.
             cache: keys and values of earlier tokens; extended in place.
 
         Raises:
@@ -257,7 +258,7 @@ class GPT(nn.Module):
             positions_BT = torch.arange(past, past + t, device=device)[None]
         cos, sin = self._rotations(positions_BT)
         mask = None
-        if segments_BT is not None and bool((segments_BT != segments_BT[:, :1]).any()):
+        if segments_BT is not None:
             mask = packed_mask(segments_BT)
         elif past and t > 1:
             query = torch.arange(past, past + t, device=device)

@@ -129,7 +129,7 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
                 should_stop=worker.reporter.should_stop,
             ),
             reload_initial=functools.partial(initial_state, worker, start),
-            before=scores_so_far(worker, stage),
+            **known_scores(worker, stage),
         )
     ).run()
     if outcome == "stopped":
@@ -355,12 +355,12 @@ def held_out(worker: Worker) -> dict[str, Callable[[], Iterable[Batch]]]:
     return {}
 
 
-def scores_so_far(worker: Worker, stage: TrainedStage) -> dict[str, float] | None:
+def known_scores(worker: Worker, stage: TrainedStage) -> dict[str, Any]:
     """Bits per byte of the weights a stage starts from, if the one before measured them."""
     if starting_weights(worker, stage) is None:
-        return None
-    scores: dict[str, float] | None = worker.facts("cpt")["progress"]["after"]
-    return scores
+        return {}
+    progress = worker.facts("cpt")["progress"]
+    return {"before": progress["after"], "eval_seconds": progress["eval_seconds"]}
 
 
 def starting_weights(worker: Worker, stage: TrainedStage) -> Path | None:

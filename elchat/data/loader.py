@@ -54,6 +54,31 @@ class Batch:
     n_bytes: int
     source: tuple[int, ...]
 
+    def part(self, rows: slice, device: torch.device | str) -> Inputs:
+        """Some rows on a device; what must be looked at is looked at here, on the host."""
+        segments = self.segments[rows]
+        is_packed = bool((segments != segments[:, :1]).any())
+        return Inputs(
+            ids=self.ids[rows].to(device, non_blocking=True),
+            targets=self.targets[rows].to(device, non_blocking=True),
+            positions=self.positions[rows].to(device, non_blocking=True),
+            segments=segments.to(device, non_blocking=True) if is_packed else None,
+        )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one forward pass takes, on the model's device; int64 [rows, T].
+
+    Attributes:
+        segments: None where every row is one segment: plain causal attention is enough.
+    """
+
+    ids: torch.Tensor
+    targets: torch.Tensor
+    positions: torch.Tensor
+    segments: torch.Tensor | None
+
 
 @dataclass(frozen=True)
 class Cursor:

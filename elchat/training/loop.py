@@ -48,6 +48,7 @@ class Job:
         evaluate: measures the model now; returns bits per byte by language, None if interrupted.
         reload_initial: the state dict the stage began with (a rollback before any checkpoint).
         before: bits per byte of those weights where they are already known.
+        eval_seconds: how long measuring is expected to take, until it has been timed.
     """
 
     stage: Literal["cpt", "sft"]
@@ -63,6 +64,7 @@ class Job:
     evaluate: Callable[[], dict[str, float] | None]
     reload_initial: Callable[[], dict[str, torch.Tensor]]
     before: dict[str, float] | None = None
+    eval_seconds: float = 0.0
 
 
 @dataclass
@@ -103,7 +105,7 @@ class Loop:
         self.model = job.model
         self.optimizer = build_optimizer(job.model, weight_decay=job.settings.weight_decay)
         self.guard = Guard(job.training.spike_factor, job.training.max_rollbacks)
-        self.progress = Progress(before=job.before)
+        self.progress = Progress(before=job.before, eval_seconds=job.eval_seconds)
         self._parameters = [p for p in job.model.parameters() if p.requires_grad]
         self._rows = job.settings.batch_tokens // job.settings.context_tokens
         self._last_save = time.monotonic()
@@ -187,16 +189,12 @@ class Loop:
         for start in range(0, self._rows, plan.micro_batch_rows):
             if self.job.reporter.should_stop():
                 return None
-            rows = slice(start, start + plan.micro_batch_rows)
+            part = batch.part(slice(start, start + plan.micro_batch_rows), device)
             with plan.compute.autocast():
                 hidden = self.model.hidden(
-                    batch.ids[rows].to(device),
-                    positions_BT=batch.positions[rows].to(device),
-                    segments_BT=batch.segments[rows].to(device),
+                    part.ids, positions_BT=part.positions, segments_BT=part.segments
                 )
-                loss = summed_cross_entropy(
-                    hidden, self.model.head_weight_VC, batch.targets[rows].to(device)
-                )
+                loss = summed_cross_entropy(hidden, self.model.head_weight_VC, part.targets)
             (loss / max(batch.n_targets, 1)).backward()
             total += loss.detach()
         return float(total)

@@ -112,3 +112,26 @@ def test_unsupported_architectures_are_named(change, sentence):
 def test_two_seeds_two_models():
     a, b = make_tiny(seed=0), make_tiny(seed=1)
     assert not torch.equal(a.model.embed_tokens.weight, b.model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+@pytest.mark.parametrize("is_checkpointed", [True, False])
+def test_no_pass_asks_the_device_for_a_value(is_packed, is_checkpointed):
+    """On `meta` nothing is computed: a value asked for would raise, as it would stall a GPU."""
+    model = GPT(TINY).to("meta").train()
+    model.uses_activation_checkpointing = is_checkpointed
+    ids = torch.zeros(2, 32, dtype=torch.long, device="meta")
+    hidden = model.hidden(ids, positions_BT=ids, segments_BT=ids if is_packed else None)
+    hidden.sum().backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.shape == parameter.shape
+
+
+def test_decoding_asks_the_device_for_no_value_either():
+    model = GPT(TINY).to("meta", torch.bfloat16).eval()
+    cache = KVCache(TINY, 1, 16, dtype=torch.bfloat16, device="meta")
+    ids = torch.zeros(1, 4, dtype=torch.long, device="meta")
+    model(ids, cache=cache)
+    assert model(ids[:, :1], cache=cache).shape == (1, 1, TINY.vocab_size)
+    assert cache.length == 5
