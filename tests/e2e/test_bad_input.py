@@ -84,7 +84,7 @@ def break_config(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence", "code"),
     [
-        (break_empty, "vací", 3),
+        (break_empty, "no contiene texto", 3),
         (break_binary, "00.txt", 3),
         (break_latin1, "iconv", 3),
         (break_missing, "No existe", 3),

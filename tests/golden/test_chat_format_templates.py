@@ -137,7 +137,7 @@ def test_ids_equal_the_vendors_template_and_tokenizer(folder: str, prompt: bool)
     raw = RawTokenizer.from_file(str(path))
     assert chat.stop_ids[0] == base.eot_id
     assert tokenizer.decode(base.doc_prefix_ids, keep_special=True) == (
-        "<|begin_of_text|>" if base.family == "llama3" else ""
+        "<|begin_of_text|>" if base.family == "llama3" else "<|endoftext|>"
     )
     for messages in CONVERSATIONS:
         text = render_jinja(
