@@ -7,8 +7,6 @@ renamed, so a kill at any moment leaves the previous one.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -16,18 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from elchat.errors import CheckpointError
 from elchat.files import (
-    fsync_dir,
-    raise_if_disk_full,
+    atomic_dir,
     read_json,
     require_free_space,
     sha256_file,
     sha256_json,
+    write_json,
 )
 
 FORMAT_VERSION = 1
@@ -76,31 +73,13 @@ def save(
     size = sum(t.numel() * t.element_size() for t in [*model.values(), *optimizer.values()])
     require_free_space(root, size + DISK_MARGIN_BYTES, "el punto de guardado")
     final = root / f"step_{step:06d}"
-    temporary = root / f".{final.name}.tmp"
-    try:
-        temporary.mkdir()
-        save_file(model, temporary / MODEL_FILE)
+    with atomic_dir(final) as folder:
+        save_file(model, folder / MODEL_FILE)
         if optimizer:
-            save_file(optimizer, temporary / OPTIM_FILE)
-        files = {path.name: _fsync_and_hash(path) for path in sorted(temporary.iterdir())}
+            save_file(optimizer, folder / OPTIM_FILE)
+        files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
         body = {"format_version": FORMAT_VERSION, "step": step, "files": files, **meta}
-        _write_meta(temporary / META_FILE, body)
-        fsync_dir(temporary)
-        if final.exists():
-            shutil.rmtree(final)
-        os.rename(temporary, final)
-        fsync_dir(root)
-    except SafetensorError as error:  # safetensors wraps ENOSPC in its own error
-        if "No space left" in str(error) or "os error 28" in str(error):
-            raise_if_disk_full(OSError(28, str(error)), final)
-        raise CheckpointError(
-            f"No se pudo escribir el punto de guardado {final}: {error}."
-        ) from error
-    except OSError as error:
-        raise_if_disk_full(error, final)
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_json(folder / META_FILE, {**body, "digest": sha256_json(body)})
     return final
 
 
@@ -190,17 +169,3 @@ def read_meta(path: Path) -> dict[str, Any]:
             f"{path} es del formato {meta['format_version']}; esta versión lee el {FORMAT_VERSION}."
         )
     return meta
-
-
-def _write_meta(path: Path, body: dict[str, Any]) -> None:
-    text = json.dumps({**body, "digest": sha256_json(body)}, ensure_ascii=False, allow_nan=False)
-    with open(path, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def _fsync_and_hash(path: Path) -> str:
-    with open(path, "rb") as handle:
-        os.fsync(handle.fileno())
-    return sha256_file(path)

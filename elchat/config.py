@@ -320,7 +320,8 @@ def apply_override(raw: dict[str, Any], item: str) -> None:
 
 def explain(error: ValidationError) -> str:
     """Spanish sentences for pydantic's findings, with a suggestion for misspelt keys."""
-    return "; ".join(_explain_one(item) for item in error.errors()[:5]) + "."
+    text = "; ".join(_explain_one(item) for item in error.errors()[:5])
+    return text if text.endswith("?") else text + "."
 
 
 def json_schema() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -46,6 +47,42 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """Yield an empty sibling folder; flush it and put it in the place of `path` at the end.
+
+    A reader sees the old folder, the new one or, for an instant, none; never a part. One writer at
+    a time: what a killed one left beside `path` is removed first. Files only, no subfolders.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        fsync_dir(temporary)
+        if path.exists():
+            os.replace(path, old)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
+        fsync_dir(path.parent)
+    except Exception as error:
+        raise_if_disk_full(error, path)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -102,11 +139,15 @@ def require_free_space(path: Path, needed_bytes: int, what: str) -> None:
         )
 
 
-def raise_if_disk_full(error: OSError, path: Path) -> None:
-    """Turn ENOSPC and EDQUOT into a sentence; leave other errors to the caller."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def raise_if_disk_full(error: Exception, path: Path) -> None:
+    """Turn a full disk or quota into a sentence; leave other errors to the caller.
+
+    safetensors wraps the system's error in a class of its own, so its text is looked at too.
+    """
+    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if is_full or "os error 28" in str(error):
         raise DiskError(
-            f"El disco se llenó al escribir {path}; el archivo anterior sigue intacto.",
+            f"El disco se llenó al escribir {path}; lo anterior sigue intacto.",
             hint="Libera espacio o elige otra carpeta con ELCHAT_HOME y repite: elchat resume",
         ) from error
 

@@ -8,10 +8,7 @@ and replaced one by one, so nothing is initialised at random and nothing is held
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +23,7 @@ from elchat import bases
 from elchat.bases import Base, Family
 from elchat.chat_format import ChatFormat, detect_family
 from elchat.errors import ModelError
-from elchat.files import fsync_dir, raise_if_disk_full, require_free_space
+from elchat.files import atomic_dir, require_free_space
 from elchat.gguf_reader import open_gguf, read_gguf
 from elchat.gpt import GPT
 from elchat.model_config import GPTConfig, config_from_hf, config_to_hf
@@ -126,7 +123,7 @@ def save_hf(loaded: LoadedModel, path: Path, *, dtype: torch.dtype = torch.bfloa
             f"El formato de Hugging Face no puede expresar este modelo ({config}): quita los "
             "sesgos que su arquitectura no tiene."
         )
-    with _atomic_dir(path) as folder:
+    with atomic_dir(path) as folder:
         save_file(_export_state(loaded.model, dtype), folder / WEIGHTS_FILE, {"format": "pt"})
         loaded.tokenizer.save(folder / "tokenizer.json")
         _write_json(folder / "config.json", hf_config)
@@ -447,44 +444,3 @@ def _shortlist(names: list[str]) -> str:
     rest = len(names) - MAX_NAMES_SHOWN
     shown = ", ".join(names[:MAX_NAMES_SHOWN])
     return f"{shown} y {rest} más" if rest > 0 else shown
-
-
-@contextlib.contextmanager
-def _atomic_dir(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling folder; flush it and put it in the place of `path` at the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        fsync_dir(temporary)
-        if path.exists():
-            os.replace(path, old)
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            if old.exists():
-                os.replace(old, path)
-            raise
-        fsync_dir(path.parent)
-    except OSError as error:
-        raise_if_disk_full(error, path)
-        raise
-    except SafetensorError as error:  # safetensors wraps ENOSPC in its own class
-        raise_if_disk_full(_as_os_error(error), path)
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _as_os_error(error: SafetensorError) -> OSError:
-    import errno
-
-    is_full = "No space left" in str(error) or "os error 28" in str(error)
-    return OSError(errno.ENOSPC if is_full else errno.EIO, str(error))

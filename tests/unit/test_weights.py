@@ -288,7 +288,8 @@ def test_a_failure_while_saving_keeps_what_was_there(
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights_module, failing, fail)
+    module = files if failing == "fsync_dir" else weights_module
+    monkeypatch.setattr(module, failing, fail)
     with pytest.raises(DiskError, match="El disco se llenó"):
         save_hf(toys.loaded("smollm", seed=9), folder, dtype=torch.float32)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
@@ -306,7 +307,7 @@ def test_a_failed_swap_puts_the_old_folder_back(
             raise OSError(28, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr(weights_module.os, "replace", fail_on_the_new_one)
+    monkeypatch.setattr(files.os, "replace", fail_on_the_new_one)
     with pytest.raises(DiskError):
         save_hf(toys.loaded("smollm", seed=9), folder, dtype=torch.float32)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
