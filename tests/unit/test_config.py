@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from elchat import config
+from elchat.config import Config
 from elchat.errors import ConfigError
 
 RAW: dict[str, Any] = {
@@ -120,3 +124,26 @@ def test_the_schema_forbids_unknown_keys():
     schema = config.json_schema()
     assert schema["additionalProperties"] is False
     assert "stochastic_depth" in schema["$defs"]["TrainingSection"]["properties"]
+
+
+def every_key(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        inner = [a for a in (field.annotation, *get_args(field.annotation)) if isinstance(a, type)]
+        sections = [a for a in inner if issubclass(a, BaseModel)]
+        yield prefix + name
+        for section in sections:
+            yield from every_key(section, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("key", sorted({key.rpartition(".")[2] for key in every_key(Config)}))
+def test_no_key_is_read_by_nothing(key):
+    """A key that no code outside the configuration reads would be a promise without effect."""
+    root = Path(__file__).parents[2]
+    sources = [
+        path
+        for folder in ("cli", "elchat", "scripts")
+        for path in (root / folder).rglob("*.py")
+        if path.name != "config.py" or folder == "cli"
+    ]
+    reads = re.compile(rf"\.{key}\b|[\"']{key}[\"']")
+    assert any(reads.search(path.read_text(encoding="utf-8")) for path in sources), key
