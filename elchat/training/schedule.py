@@ -35,7 +35,7 @@ class Timeline:
         return [total for start, total in self.events if start <= step][-1]
 
     def progress(self, step: float) -> float:
-        """Share of the schedule done when `step` begins (0 at step 0, 1 at the end).""" ""
+        """Share of the schedule done when `step` begins (0 at step 0, 1 at the end)."""
         done = 0.0
         for i, (start, total) in enumerate(self.events):
             end = self.events[i + 1][0] if i + 1 < len(self.events) else step
