@@ -93,7 +93,7 @@ class Tokenizer:
         if self._rust is not None:
             ids, offsets = self.encode_arrays(texts)
             flat, ends = ids.tolist(), offsets.tolist()
-            return [flat[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+            return [flat[a:b] for a, b in itertools.pairwise(ends)]
         try:
             batch = self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):

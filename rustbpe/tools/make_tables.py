@@ -1,8 +1,8 @@
-"""Write src/tables.rs: the character classes and the NFC data that `tokenizers` uses.
+r"""Write src/tables.rs: the character classes and the NFC data that `tokenizers` uses.
 
     python rustbpe/tools/make_tables.py [--check]
 
-`tokenizers` asks three places what a character is: Oniguruma (`\\p{L}`, `\\p{N}`, `\\s`), Rust's
+`tokenizers` asks three places what a character is: Oniguruma (`\p{L}`, `\p{N}`, `\s`), Rust's
 standard library (`Digits`: char::is_numeric) and a Rust crate (NFC), each with a Unicode version of
 its own. So the tables are read out of the installed `tokenizers`, code point by code point.
 `--check` writes nothing and fails if the committed file is out of date.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import re
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,7 +37,7 @@ class Encoder:
             len(arrays.is_text),
             len(arrays.token_bytes),
             len(arrays.merges),
-            ctypes.cast(arrays.token_bytes, ctypes.c_void_p),
+            ctypes.cast(ctypes.c_char_p(arrays.token_bytes), ctypes.c_void_p),
             arrays.token_offsets.ctypes.data,
             arrays.is_text.ctypes.data,
             arrays.byte_ids.ctypes.data,
@@ -110,7 +111,7 @@ class Encoder:
         cut = re.compile("(" + "|".join(map(re.escape, by_length)) + ")")
         parts = [cut.split(text) for text in texts]  # plain, special, plain, ...
         ids, offsets = self.encode_batch([p for part in parts for p in part[::2]], threads=threads)
-        runs = (ids[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True))
+        runs = (ids[a:b] for a, b in itertools.pairwise(offsets))
         rows = [np.concatenate(list(self._weave(part, runs))) for part in parts]
         joined = np.concatenate([np.empty(0, np.uint32), *rows])
         return joined, np.cumsum([0, *map(len, rows)], dtype=np.int64)
