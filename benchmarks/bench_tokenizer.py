@@ -135,8 +135,7 @@ def prose(corpus: Path) -> Iterator[str]:
         raise SystemExit(f"No hay archivos .jsonl ni .jsonl.gz en {corpus}.")
     for offset in range(8):
         for path in files:
-            opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path)
-            with opened as lines:
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
                 for k, line in enumerate(lines):
                     if k % 8 == offset:
                         yield json.loads(line)["text"]

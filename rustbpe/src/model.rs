@@ -198,7 +198,7 @@ impl Tokens {
 
 /// Pair of ids -> rank, in one 64-bit word a pair: 21 + 21 bits of ids, 22 of rank.
 ///
-/// Most look-ups find nothing, so the table is at most a quarter full and a miss usually ends at
+/// Most look-ups find nothing, so the table is less than half full and a miss usually ends at
 /// its first slot.
 struct Pairs {
     slots: Vec<u64>,
@@ -210,7 +210,7 @@ const EMPTY: u64 = u64::MAX;
 
 impl Pairs {
     fn new(merges: &[[u32; 3]]) -> Self {
-        let bits = usize::BITS - (merges.len() * 4).max(16).leading_zeros();
+        let bits = usize::BITS - (merges.len() * 2).max(16).leading_zeros();
         let mut table = Self {
             slots: vec![EMPTY; 1 << bits],
             shift: 64 - bits,

@@ -27,6 +27,7 @@ import elchat_bpe
 from elchat.errors import TokenizerError
 from elchat.tokenizer import Tokenizer
 from elchat_bpe import BpeError, Encoder, UnsupportedError, library, vocabulary
+from elchat_bpe.arrays import Texts
 from tests import toys
 
 ROOT = Path(__file__).parents[2]
@@ -492,6 +493,18 @@ def test_training_stops_when_asked_and_raises_what_the_progress_raises() -> None
 
     with pytest.raises(KeyboardInterrupt):
         trainer.train(1000, progress=fail)
+
+
+@needs_rust
+def test_what_is_handed_over_lives_as_long_as_the_call() -> None:
+    texts = [f"palabra{k} " * 20 for k in range(20_000)]
+    arguments = Texts(texts).arguments
+    gc.collect()
+    junk = [np.full(20_000, 2**63, dtype=np.uint64) for _ in range(20)]  # reuses freed memory
+    trainer = elchat_bpe.Trainer("gpt2")
+    library.call("trainer_feed", trainer._handle, *arguments, 2)
+    assert len(trainer.train(500)["model"]["vocab"]) == 500
+    assert len(junk) == 20
 
 
 @needs_rust

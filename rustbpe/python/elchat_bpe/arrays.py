@@ -36,9 +36,10 @@ class Texts:
         n = len(self._bytes)
         self._pointers = (ctypes.c_char_p * n)(*self._bytes)
         self._lengths = np.fromiter(map(len, self._bytes), dtype=np.uint64, count=n)
+        # Both pointers hold on to what they point to, so the arguments may outlive this object.
         self.arguments = (
             ctypes.cast(self._pointers, c_void_p),
-            c_void_p(self._lengths.ctypes.data),
+            self._lengths.ctypes.data_as(c_void_p),
             n,
         )
 

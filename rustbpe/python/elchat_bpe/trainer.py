@@ -57,7 +57,8 @@ class Trainer:
         Raises:
             BpeError: lone surrogates.
         """
-        library.call("trainer_feed", self._handle, *Texts(texts).arguments, self._threads)
+        prepared = Texts(texts)
+        library.call("trainer_feed", self._handle, *prepared.arguments, self._threads)
 
     def train(
         self,
