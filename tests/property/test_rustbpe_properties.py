@@ -17,12 +17,15 @@ from tests import toys
 pytestmark = pytest.mark.skipif(
     elchat_bpe.why_not() is not None, reason="rustbpe no está compilado"
 )
+# fmt: off
 FRAGMENTS = [
     " ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "\u2028", "'", "'s", "'LL", "'ſ", "ñ", "Á",
     "×",    "ª", "e\u0301", "\u0301", "n\u0303", "👩‍👧", "🏳️‍🌈", "12", "3", "½", "٣", "中", "я", "हि",
-    "\u1100\u1161",    "¿qué", " niño", "mañana", "<|im_end|>", "----------------", "\x04", "\ufeff", "\u0378", ".", "...",
+    "\u1100\u1161",    "¿qué", " niño", "mañana", "<|im_end|>", "----------------", "\x04",
+    "\ufeff", "\u0378", ".", "...",
     "¡",
-]  # fmt: skip
+]
+# fmt: on
 TEXT = (
     st.text(st.characters(codec="utf-8"), max_size=60)
     | st.lists(st.sampled_from(FRAGMENTS), max_size=30).map("".join)
