@@ -4,8 +4,8 @@
         [--special NAME...] [--max-mb MB] [--compare NAME=TOKENIZER_JSON...] [--held-out TEXT...]
 
 Inputs are what a configuration's `path` takes (txt, md, jsonl, parquet, .gz); they are read once,
-in batches, so they may be larger than memory. The report says how many bytes one token holds on each
-held-out text, for the new vocabulary and for those it is compared with.
+in batches, so they may be larger than memory. The report says how many bytes one token holds on
+each held-out text, for the new vocabulary and for those it is compared with.
 """
 
 from __future__ import annotations
