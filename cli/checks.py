@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -126,9 +126,19 @@ def runpod_key() -> Check:
 
 def tokenizers() -> Check:
     """Which tokenizer backend would be used."""
-    if util.find_spec("elchat_bpe") is not None:
-        return Check("tokenizador", "ok", "rustbpe (elchat_bpe)")
     try:
-        return Check("tokenizador", "ok", f"tokenizers {metadata.version('tokenizers')}")
+        version = metadata.version("tokenizers")
     except metadata.PackageNotFoundError:
         return Check("tokenizador", "error", "falta el paquete tokenizers: pip install -e .")
+    reason = _rustbpe_problem()
+    if reason is None:
+        return Check("tokenizador", "ok", f"rustbpe (tokenizers {version} para lo demás)")
+    return Check("tokenizador", "ok", f"tokenizers {version}; {reason}")
+
+
+def _rustbpe_problem() -> str | None:
+    """Why the Rust library is not used; importing its package needs neither it nor numpy."""
+    if util.find_spec("elchat_bpe") is None:
+        return "rustbpe no está instalado"
+    reason = import_module("elchat_bpe").why_not()
+    return str(reason) if reason else None

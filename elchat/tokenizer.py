@@ -3,20 +3,28 @@
 The added tokens (`<|im_end|>` and its kin) are taken out of the BPE, so no text can ever spell
 them: they exist only as ids that `chat_format` writes. That is the difference with
 `transformers`, where a user who types `<|im_end|>` ends the turn.
+
+Encoding is done by rustbpe (`elchat_bpe`) when it is built and knows the vocabulary's family, else
+by `tokenizers`; the ids are the same, and ELCHAT_TOKENIZER=tokenizers forces the second.
 """
 
 from __future__ import annotations
 
 import codecs
+import functools
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
+import elchat_bpe
 from elchat.errors import TokenizerError
 
 MAX_ID = 1 << 24
@@ -29,6 +37,7 @@ class Tokenizer:
         vocab_size: highest id + 1; the model's embedding may have more rows.
         special_ids: every added token by its text.
         sha256: of the tokenizer.json bytes.
+        backend: what encodes, "rustbpe" or "tokenizers".
     """
 
     def __init__(self, raw: bytes, *, where: str = "tokenizer.json") -> None:
@@ -46,9 +55,13 @@ class Tokenizer:
         self._hidden_ids = frozenset(item["id"] for item in added if item.get("special"))
         self._bytes = _byte_table(vocab, added, where)
         self.vocab_size = len(self._bytes)
-        self._bpe = _plain_bpe(
-            spec, {item["content"] for item in added if item.get("special")}, where
-        )
+        special = {item["content"] for item in added if item.get("special")}
+        self._plain_spec = _plain_spec(spec, special)
+        self._where = where
+        self._rust = _rust_encoder(self._plain_spec)
+        self.backend = "tokenizers" if self._rust is None else "rustbpe"
+        if self._rust is None:
+            _ = self._bpe  # a broken vocabulary fails now
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
@@ -68,6 +81,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text; nothing is added, and special-token text is ordinary text."""
+        if self._rust is not None:
+            return self.encode_arrays([text], threads=1)[0].tolist()
         try:
             return self._bpe.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError):
@@ -75,11 +90,39 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts on all cores (RAYON_NUM_THREADS limits them)."""
+        if self._rust is not None:
+            ids, offsets = self.encode_arrays(texts)
+            flat, ends = ids.tolist(), offsets.tolist()
+            return [flat[a:b] for a, b in itertools.pairwise(ends)]
         try:
             batch = self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):
             raise _not_unicode() from None
         return [encoding.ids for encoding in batch]
+
+    def encode_arrays(
+        self, texts: Sequence[str], *, threads: int | None = None
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Ids of many texts, joined, and n + 1 offsets: text k is ids[offsets[k]:offsets[k + 1]].
+
+        Args:
+            texts: to encode.
+            threads: at most this many; by default RAYON_NUM_THREADS, or one per core.
+        """
+        if self._rust is None:
+            rows = self.encode_batch(texts)
+            offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+            return np.fromiter(itertools.chain.from_iterable(rows), np.uint32), offsets
+        try:
+            return self._rust.encode_batch(
+                texts, threads=_thread_limit() if threads is None else threads
+            )
+        except elchat_bpe.BpeError as error:
+            raise TokenizerError(str(error)) from None
+
+    @functools.cached_property
+    def _bpe(self) -> tokenizers.Tokenizer:
+        return _plain_bpe(self._plain_spec, self._where)
 
     def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD.
@@ -223,22 +266,40 @@ def _byte_table(vocab: dict[str, int], added: list[dict[str, Any]], where: str) 
     return table
 
 
-def _plain_bpe(spec: dict[str, Any], special: set[str], where: str) -> tokenizers.Tokenizer:
-    """Build the BPE without added tokens, templates, truncation, padding or dropout."""
+def _plain_spec(spec: dict[str, Any], special: set[str]) -> dict[str, Any]:
+    """The BPE without added tokens, templates, truncation, padding or dropout."""
     model = dict(spec["model"], dropout=None)
     banned = {token for token in special if token in model["vocab"] and len(token) > 1}
     if banned:
         model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in banned}
         model["merges"] = [m for m in model["merges"] if not _touches(m, banned)]
-    plain = dict(
+    return dict(
         spec, model=model, added_tokens=[], post_processor=None, truncation=None, padding=None
     )
+
+
+def _plain_bpe(plain: dict[str, Any], where: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(plain))
     except Exception as error:  # tokenizers raises bare Exception
         raise TokenizerError(
             f"{where} no se puede cargar: {str(error).splitlines()[0][:200]}."
         ) from None
+
+
+def _rust_encoder(plain: dict[str, Any]) -> elchat_bpe.Encoder | None:
+    """None when the library is not built, or the vocabulary is not one it knows."""
+    if os.environ.get("ELCHAT_TOKENIZER") == "tokenizers" or elchat_bpe.why_not():
+        return None
+    try:
+        return elchat_bpe.Encoder.from_spec(plain)
+    except elchat_bpe.BpeError:
+        return None  # tokenizers reads it, or says why not
+
+
+def _thread_limit() -> int:
+    value = os.environ.get("RAYON_NUM_THREADS", "")
+    return int(value) if value.isdecimal() else 0
 
 
 def _touches(merge: str | list[str], banned: set[str]) -> bool:

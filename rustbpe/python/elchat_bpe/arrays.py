@@ -1,0 +1,69 @@
+"""Texts into the library and arrays out of it, without a copy of the ids."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from ctypes import c_void_p
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elchat_bpe import library
+from elchat_bpe.errors import BpeError
+
+
+class Texts:
+    """UTF-8 of many texts, kept alive while the library reads it."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        """Encode.
+
+        Raises:
+            BpeError: lone surrogates, or something that is not text.
+        """
+        try:
+            self._bytes = [text.encode("utf-8") for text in texts]
+        except UnicodeEncodeError:
+            raise BpeError(
+                "El texto contiene caracteres que no son Unicode válido (sustitutos sueltos): "
+                "límpialo antes de convertirlo en tokens."
+            ) from None
+        except (AttributeError, TypeError):
+            raise BpeError("Hace falta una lista de textos (str).") from None
+        n = len(self._bytes)
+        self._pointers = (ctypes.c_char_p * n)(*self._bytes)
+        self._lengths = np.fromiter(map(len, self._bytes), dtype=np.uint64, count=n)
+        # Both pointers hold on to what they point to, so the arguments may outlive this object.
+        self.arguments = (
+            ctypes.cast(self._pointers, c_void_p),
+            self._lengths.ctypes.data_as(c_void_p),
+            n,
+        )
+
+
+def take_arrays(handle: c_void_p) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Two numpy arrays over memory of the library, which is freed with the last of them."""
+    view = library.ArraysView()
+    owner = _Owner(handle)
+    library.call("arrays_view", handle, ctypes.byref(view))
+    words = _wrap(owner, view.words, view.n_words, ctypes.c_uint32)
+    longs = _wrap(owner, view.longs, view.n_longs, ctypes.c_int64)
+    return words, longs
+
+
+class _Owner:
+    """Frees the arrays when nothing looks at them any more."""
+
+    def __init__(self, handle: c_void_p) -> None:
+        self._finalizer = weakref.finalize(self, library.load().elchat_bpe_arrays_free, handle)
+
+
+def _wrap(owner: _Owner, address: int | None, n: int, kind: Any) -> NDArray[Any]:
+    if n == 0 or address is None:
+        return np.empty(0, dtype=kind)
+    buffer = (kind * n).from_address(address)
+    buffer._owner = owner  # numpy keeps the ctypes buffer alive, and that the owner
+    return np.frombuffer(buffer, dtype=kind)
