@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -161,8 +161,3 @@ class Engine:
         # Some models have more rows than ids (Qwen2.5: 271 more); those rows spell nothing.
         head = self.model.head_weight_VC[: self.tokenizer.vocab_size]
         return torch.nn.functional.linear(hidden[0, -1], head).cpu()
-
-
-def greedy(params: SamplingParams) -> SamplingParams:
-    """The same limits without chance."""
-    return replace(params, temperature=0.0, repetition_penalty=1.0)

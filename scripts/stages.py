@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 
 from elchat import checkpoint, hub, report
 from elchat.config import Config, StageSection
@@ -87,10 +86,10 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
     """Train one stage from where the previous one ended, or from its newest checkpoint."""
     config, settings = worker.config, stage_settings(worker.config, stage)
     shards = open_shards(worker, stage)
-    start = starting_weights(worker, stage)
+    previous = previous_stage(worker, stage)
     loaded = load_model(base_path(worker), dtype=torch.float32)
-    if start is not None:
-        loaded.model.load_state_dict(load_file(start))
+    if previous is not None:
+        loaded.model.load_state_dict(final_checkpoint(worker, previous).model)
     plan_path = worker.run.path / "stages" / f"{stage}.plan.json"
     loader = PackedLoader(
         with_replay(worker, stage, shards),
@@ -128,7 +127,7 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
                 plan.compute,
                 should_stop=worker.reporter.should_stop,
             ),
-            reload_initial=functools.partial(initial_state, worker, start),
+            reload_initial=functools.partial(initial_state, worker, previous),
             **known_scores(worker, stage),
         )
     ).run()
@@ -136,7 +135,7 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
         raise Stopped
     worker.finish(
         stage,
-        weights=str(final_weights(worker, stage).relative_to(worker.run.path)),
+        checkpoint=final_checkpoint(worker, stage).path.name,
         progress=training_loop.outcome_of(worker.run.checkpoints_path / stage),
         peak_memory_mib=peak_memory_mib(plan.compute.device),
     )
@@ -148,7 +147,7 @@ def run_eval(worker: Worker) -> None:
     prompts = config.evaluation.sample_prompts
     loaded = load_model(base_path(worker), dtype=torch.float32)
     replies = {"base": replies_of(loaded, config, prompts)}
-    loaded.model.load_state_dict(load_file(last_weights(worker)))
+    load_result(worker, loaded)
     if worker.reporter.should_stop():
         raise Stopped
     replies["result"] = replies_of(loaded, config, prompts)
@@ -158,7 +157,7 @@ def run_eval(worker: Worker) -> None:
 def run_export(worker: Worker) -> None:
     """Write the Hugging Face folder, read it back and compare its logits."""
     loaded = load_model(base_path(worker), dtype=torch.float32)
-    loaded.model.load_state_dict(load_file(last_weights(worker)))
+    load_result(worker, loaded)
     dtype = getattr(torch, worker.config.export.dtype)
     save_hf(loaded, worker.run.model_path, dtype=dtype)
     verify_export(loaded, worker.run.model_path, dtype)
@@ -357,37 +356,36 @@ def held_out(worker: Worker) -> dict[str, Callable[[], Iterable[Batch]]]:
 
 def known_scores(worker: Worker, stage: TrainedStage) -> dict[str, Any]:
     """Bits per byte of the weights a stage starts from, if the one before measured them."""
-    if starting_weights(worker, stage) is None:
+    if previous_stage(worker, stage) is None:
         return {}
     progress = worker.facts("cpt")["progress"]
     return {"before": progress["after"], "eval_seconds": progress["eval_seconds"]}
 
 
-def starting_weights(worker: Worker, stage: TrainedStage) -> Path | None:
-    """The previous stage's final weights, or None for the base model."""
-    if stage == "sft" and "cpt" in enabled_stages(worker.config):
-        return final_weights(worker, "cpt")
-    return None
+def previous_stage(worker: Worker, stage: TrainedStage) -> TrainedStage | None:
+    """The stage whose weights this one starts from, or None for the base model."""
+    return "cpt" if stage == "sft" and "cpt" in enabled_stages(worker.config) else None
 
 
-def initial_state(worker: Worker, start: Path | None) -> dict[str, torch.Tensor]:
+def initial_state(worker: Worker, previous: TrainedStage | None) -> dict[str, torch.Tensor]:
     """The state dict a stage began with."""
-    if start is not None:
-        return load_file(start)
+    if previous is not None:
+        return final_checkpoint(worker, previous).model
     return load_model(base_path(worker), dtype=torch.float32).model.state_dict()
 
 
-def final_weights(worker: Worker, stage: TrainedStage) -> Path:
-    """model.safetensors of a finished stage, verified."""
+def final_checkpoint(worker: Worker, stage: TrainedStage) -> checkpoint.Checkpoint:
+    """What a finished stage left, read once and verified."""
     found = checkpoint.load_newest(worker.run.checkpoints_path / stage, warn=worker.reporter.log)
     if found is None or not found.meta["is_final"]:
         raise ModelError(f"La etapa {stage} no dejó sus pesos finales: elchat resume la repite.")
-    return found.path / checkpoint.MODEL_FILE
+    return found
 
 
-def last_weights(worker: Worker) -> Path:
-    """Final weights of the last enabled training stage."""
-    return final_weights(worker, enabled_stages(worker.config)[-1])
+def load_result(worker: Worker, loaded: LoadedModel) -> None:
+    """Put the last training stage's weights in place of the base model's."""
+    last = enabled_stages(worker.config)[-1]
+    loaded.model.load_state_dict(final_checkpoint(worker, last).model)
 
 
 def replies_of(loaded: LoadedModel, config: Config, prompts: list[str]) -> list[str]:
