@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SYSTEM = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "opt")
-COPIED = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl", "resolv.conf", "alternatives",
+COPIED = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl/certs", "ssl/openssl.cnf", "resolv.conf", "alternatives",
           "localtime", "mime.types")  # fmt: skip
 FOLDERS = ("dev", "proc", "sys", "tmp", "root", "run/sshd", "var/log", "var/tmp", "etc/ssh",
            "workspace", "sim/bin", "opt")  # fmt: skip
@@ -21,7 +21,10 @@ set -e
 if [ -n "$PUBLIC_KEY" ] && [ {has_sshd} = 1 ]; then
   mkdir -p ~/.ssh && chmod 700 ~/.ssh
   echo "$PUBLIC_KEY" >> ~/.ssh/authorized_keys && chmod 600 ~/.ssh/authorized_keys
-  ssh-keygen -A > /dev/null
+  for kind in ecdsa ed25519; do  # no RSA: making one takes seconds
+    file=/etc/ssh/ssh_host_${{kind}}_key
+    [ -f $file ] || ssh-keygen -q -t $kind -N "" -f $file
+  done
   for key in /etc/ssh/ssh_host_*_key.pub; do ssh-keygen -lf "$key"; done
   (sleep {sshd_delay_s}; exec {sshd} -D -f /etc/ssh/sshd_config -E /var/log/sshd.log) &
 fi
@@ -74,6 +77,8 @@ class Image:
     gpu_memory_gb: int
     cuda: str
     is_gpu_healthy: bool
+    user_id: int = 0  # whom the host sees as the pod's root
+    group_id: int = 0
 
     @property
     def path(self) -> str:
@@ -92,6 +97,8 @@ class Image:
             has_sshd=int(self.has_sshd), sshd_delay_s=self.sshd_delay_s, sshd=sshd
         )
         _script(disk / "start.sh", start)
+        # As Ubuntu has it: a command over ssh leaves here, and sees nothing of PID 1's environment.
+        (disk / "root/.bashrc").write_text('[ -z "$PS1" ] && return\n')
         _script(disk / ENTRYPOINT[1:], '#!/bin/bash\nexec "$@"\n')
         smi = NVIDIA_SMI.format(
             name=self.gpu_name, memory_mib=self.gpu_memory_gb * 1024, cuda=self.cuda
@@ -103,15 +110,16 @@ class Image:
     def _etc(self, etc: Path) -> None:
         for name in COPIED:
             source = Path("/etc") / name
+            (etc / name).parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
                 shutil.copytree(source, etc / name, symlinks=True, dirs_exist_ok=True)
             elif source.exists():
                 shutil.copy(source, etc / name)
         (etc / "passwd").write_text(
-            "root:*:0:0:root:/root:/bin/bash\nsshd:*:101:65534::/run/sshd:/usr/sbin/nologin\n"
-            "nobody:*:65534:65534:nobody:/:/usr/sbin/nologin\n"
+            f"root:*:{self.user_id}:{self.group_id}:root:/root:/bin/bash\n"
+            "sshd:*:101:65534::/run/sshd:/usr/sbin/nologin\n"
         )
-        (etc / "group").write_text("root:x:0:\ntty:x:5:\nnogroup:x:65534:\n")
+        (etc / "group").write_text(f"root:x:{self.group_id}:\ntty:x:5:\n")
         (etc / "hosts").write_text("127.0.0.1 localhost\n")
         (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
         config = SSHD_CONFIG.format(port=self.sshd_port, path=self.path)

@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,29 +32,67 @@ ENDING_S = 10.0
 UNLIMITED_MIB = 16384
 
 
+@dataclass(frozen=True)
+class Isolation:
+    """The way found here to give a process tree its own mounts, PIDs and root folder.
+
+    With no privileges the mounts are made as root of a user namespace. sshd as such a root would
+    drop privileges it does not have, so the pod then runs in a second user namespace under the
+    user's own number, to which the pod's /etc/passwd gives the name root.
+    """
+
+    is_privileged: bool
+
+    @property
+    def prefix(self) -> list[str]:
+        return ["unshare", *self._user, "--mount", "--pid", "--fork", "--kill-child", "--"]
+
+    @property
+    def hold(self) -> list[str]:
+        """A mount namespace alone."""
+        return ["unshare", *self._user, "--mount", "--"]
+
+    @property
+    def become(self) -> str:
+        """Shell text after the mounts: the disk is `$0`, the command the rest."""
+        if self.is_privileged:
+            return 'exec chroot "$0" "$@"\n'
+        ids = f"--map-user={os.getuid()} --map-group={os.getgid()}"
+        return f'exec unshare --user {ids} --root "$0" --wd / -- "$@"\n'
+
+    def enter(self, holder: int) -> list[str]:
+        """Into the mounts that process `holder` keeps."""
+        user = [] if self.is_privileged else ["--user", "--preserve-credentials"]
+        return ["nsenter", "--target", str(holder), *user, "--mount", "--"]
+
+    @property
+    def _user(self) -> list[str]:
+        return [] if self.is_privileged else ["--user", "--map-root-user"]
+
+
 @cache
-def namespaces() -> list[str] | None:
-    """The prefix that gives a command its own mounts and processes, or None without a way."""
-    flags = ["--mount", "--pid", "--fork", "--kill-child"]
-    trial = ["sh", "-c", "mkdir -p /tmp && mount -t tmpfs tmpfs /tmp && mount -t proc proc /proc"]
-    for extra in ([], ["--user", "--map-root-user"]):
-        command = ["unshare", *flags, *extra, "--"]
+def isolation() -> Isolation | None:
+    """What works here, tried once; None where nothing does."""
+    trial = "mount -t tmpfs tmpfs /tmp && mount -t proc proc /proc && mkdir /tmp/d"
+    for found in (Isolation(True), Isolation(False)):
         try:
-            done = subprocess.run([*command, *trial], capture_output=True, timeout=20)
+            done = subprocess.run(
+                [*found.prefix, "sh", "-c", trial], capture_output=True, timeout=20, check=False
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         if done.returncode == 0:
-            return command
+            return found
     return None
 
 
 def missing() -> str | None:
     """Why real pods cannot run here, in Spanish, or None."""
-    sbin = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
-    for program in ("sshd", "ssh", "ssh-keygen", "rsync", "unshare"):
-        if shutil.which(program, path=sbin) is None:
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
+    for program in ("sshd", "ssh", "ssh-keygen", "rsync", "unshare", "nsenter"):
+        if shutil.which(program, path=path) is None:
             return f"falta {program} (Debian: apt install openssh-server rsync util-linux)"
-    if namespaces() is None:
+    if isolation() is None:
         return "este sistema no deja crear espacios de nombres (unshare)"
     return None
 
@@ -73,11 +112,10 @@ class Container:
     def start(
         self, prefix: list[str], script: str, command: list[str], env: dict[str, str]
     ) -> None:
-        """Mount by `script`, then become `command` within the disk, as PID 1."""
-        init = script + 'exec chroot "$0" "$@"\n'
+        """Run `script`, which mounts and then becomes `command` within the disk, as PID 1."""
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [*prefix, "sh", "-c", init, str(self.disk), *command],
+                [*prefix, "sh", "-c", script, str(self.disk), *command],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=env, cwd="/", start_new_session=True,
             )  # fmt: skip
@@ -132,6 +170,10 @@ class ProcessHost:
 
     def __init__(self, state: Path, binds: Sequence[Path]) -> None:
         self.world: World | None = None  # set by the simulator once the world exists
+        found = isolation()
+        if found is None:
+            raise RuntimeError(missing())
+        self._isolation = found
         self.state = state.absolute()
         self._binds = list(binds)
         self._relays: dict[str, Relay] = {}
@@ -164,10 +206,13 @@ class ProcessHost:
             gpu_memory_gb=pod.gpu.memory_gb if pod.gpu else 0,
             cuda=pod.cuda or "12.8",
             is_gpu_healthy=lifecycle.is_gpu_healthy,
+            user_id=os.getuid(),
+            group_id=os.getgid(),
         )
         image.lay_out(container.disk)
         volume = self._volume(pod)
         script = mount_script(container.disk, volume, pod.mount_path, self._binds)
+        script += self._isolation.become
         env = {"PATH": image.path, "HOME": "/root", "LANG": "C.UTF-8", **pid1_env(pod, LOOPBACK)}
         container.start(self._prefix(pod, volume), script, [ENTRYPOINT, *_command(pod)], env)
         self._containers[pod.id] = container
@@ -205,7 +250,8 @@ class ProcessHost:
                 'used=$(df --block-size=1K --output=used "$0" | tail -n 1) && '
                 'mount -o remount,size=$((used > 4 ? used : 4))k "$0"'
             )
-            subprocess.run([*_enter(holder), "sh", "-c", text, str(volume)], check=True, timeout=20)
+            enter = self._isolation.enter(holder.pid)
+            subprocess.run([*enter, "sh", "-c", text, str(volume)], check=True, timeout=20)
 
     def break_gpu(self, pod: Pod) -> None:
         if pod.id in self._containers:
@@ -236,24 +282,16 @@ class ProcessHost:
             holder.kill()
             holder.wait(ENDING_S)
 
-    def inside(self, pod: Pod, command: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run a command in the pod without ssh, for tests that look from outside."""
-        container = self._containers[pod.id]
-        init = container.init_pid()
-        enter = ["nsenter", "--target", str(init), "--mount", "--pid", "--root", "--"]
-        return subprocess.run([*enter, *command], capture_output=True, text=True, timeout=60)
-
     # ---- helpers
 
     def _prefix(self, pod: Pod, volume: Path | None) -> list[str]:
-        found = namespaces()
-        assert found is not None
         if volume is None or not self._has_limited_disk(pod):
-            return found
+            return self._isolation.prefix
         if pod.id not in self._holders:
             limit = pod.lifecycle.disk_limit_mib or UNLIMITED_MIB
-            self._holders[pod.id] = _hold(volume, limit)
-        return [*_enter(self._holders[pod.id]), *(part for part in found if "user" not in part)]
+            self._holders[pod.id] = _hold(self._isolation, volume, limit)
+        # The holder's user namespace already makes us root of its mounts.
+        return [*self._isolation.enter(self._holders[pod.id].pid), *Isolation(True).prefix]
 
     def _has_limited_disk(self, pod: Pod) -> bool:
         assert self.world is not None
@@ -295,27 +333,17 @@ def _command(pod: Pod) -> list[str]:
         return ["false"]  # an unclosed quote: the container never gets to run
 
 
-def _hold(volume: Path, limit_mib: int) -> subprocess.Popen[bytes]:
+def _hold(isolation: Isolation, volume: Path, limit_mib: int) -> subprocess.Popen[bytes]:
     """A process that keeps a mount namespace in which the volume has a size."""
-    found = namespaces()
-    assert found is not None
-    is_user = "--user" in found
-    flags = ["--mount", *(["--user", "--map-root-user"] if is_user else [])]
     text = f'mount -t tmpfs -o size={limit_mib}m tmpfs "$0" && echo ready && exec sleep infinity'
     holder = subprocess.Popen(
-        ["unshare", *flags, "--", "sh", "-c", text, str(volume)],
+        [*isolation.hold, "sh", "-c", text, str(volume)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     assert holder.stdout is not None
     if holder.stdout.readline() != b"ready\n":
         raise RuntimeError("no file system of a given size could be mounted")
     return holder
-
-
-def _enter(holder: subprocess.Popen[bytes]) -> list[str]:
-    found = namespaces() or []
-    user = ["--user", "--preserve-credentials"] if "--user" in found else []
-    return ["nsenter", "--target", str(holder.pid), "--mount", *user, "--"]
 
 
 def remove_tree(folder: Path) -> None:
