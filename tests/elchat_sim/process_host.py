@@ -273,6 +273,7 @@ class ProcessHost:
         """End everything; the disks of pods that still live stay in `state`."""
         for container in self._containers.values():
             container.end(0.0)
+        self._containers.clear()
         for threads in self._endings.values():
             for thread in threads:
                 thread.join()
