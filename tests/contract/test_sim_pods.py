@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from elchat_sim import ACCOUNT_KEY, Simulator, parse
-from elchat_sim.process_host import missing, remove_tree
 
+from elchat_sim import ACCOUNT_KEY, Simulator, parse
+from elchat_sim.process_host import isolation, missing, remove_tree
 from tests.sim_tools import POD
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
@@ -143,7 +145,12 @@ def test_a_pod_from_end_to_end(rent, tmp_path):
         subprocess.run(["rsync", "-a", "-e", shell, source, target], check=True, timeout=60)
     assert (tmp_path / "vuelta/datos.bin").read_bytes() == bytes(range(256)) * 999
     # A job left alone goes on after the connection, and the pod can end itself.
-    assert pod.ssh("setsid nohup sh -c 'sleep 1; echo sigo > /workspace/sigo' </dev/null >/dev/null 2>&1 &") == ""
+    assert (
+        pod.ssh(
+            "setsid nohup sh -c 'sleep 1; echo sigo > /workspace/sigo' </dev/null >/dev/null 2>&1 &"
+        )
+        == ""
+    )
     until(lambda: pod.try_ssh("cat /workspace/sigo").stdout == "sigo\n")
     _end_itself(pod)
 
@@ -260,3 +267,21 @@ def test_what_the_container_prints_is_in_its_log(rent):
 def test_nothing_is_deleted_where_something_is_mounted(tmp_path):
     with pytest.raises(RuntimeError, match="mounted"):
         remove_tree(Path("/proc").parent)
+
+
+def test_pods_do_not_outlive_a_killed_simulator(tmp_path):
+    if not isolation().is_privileged:
+        pytest.skip("sin privilegios, los pods sobreviven a un kill -9 del simulador")
+    faults = tmp_path / "guion.json"
+    faults.write_text(json.dumps({"lifecycle": FAST}))
+    command = [sys.executable, "-m", "elchat_sim", "--faults", str(faults), "--state"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        [*command, str(tmp_path / "nube")], stdout=subprocess.PIPE, env=env, text=True
+    ) as process:
+        started = json.loads(process.stdout.readline())
+        headers = {"authorization": f"Bearer {started['key']}"}
+        httpx.post(f"{started['base_url']}/v2/pods", json=POD, headers=headers, timeout=20)
+        until(lambda: [root for root in _roots() if root.startswith(str(tmp_path))])
+        process.kill()
+    until(lambda: not [root for root in _roots() if root.startswith(str(tmp_path))])

@@ -151,7 +151,8 @@ class Simulator:
         """Let virtual time pass: the `sleep` to inject into the code under test."""
         if self.is_real:
             time.sleep(seconds)
-        else:
+            return
+        with self._lock:
             self.world.timeline.run_until(self.world.now + seconds)
 
     def sleep_with_the_computer(self) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import httpx
 import pytest
-from elchat_sim import Simulator, fault_scripts, random_faults
-from elchat_sim.catalog import gpus
-from elchat_sim.openapi import shared_checker
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from elchat_sim import Simulator, fault_scripts, random_faults
+from elchat_sim.catalog import gpus
+from elchat_sim.openapi import shared_checker
 from tests.sim_tools import L40S, POD, client
 
 SLOW = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
@@ -33,10 +34,8 @@ def live_a_while(sim: Simulator, seed: int) -> None:
                 lambda path=path: api.delete(path),
                 lambda: api.get("/v2/catalog/gpus"),
             ]
-            try:
+            with contextlib.suppress(httpx.TransportError):
                 rng.choices(calls, weights=[2, 4, 2, 1, 1])[0]()
-            except httpx.TransportError:
-                pass
             sim.sleep(rng.expovariate(1 / 600))
 
 
@@ -97,7 +96,9 @@ fields = st.dictionaries(
     max_size=3,
 )  # fmt: skip
 gpu_fields = st.dictionaries(
-    st.sampled_from(["id", "count", "allowedCudaVersions", "minCudaVersion", "raro"]), odd, max_size=2
+    st.sampled_from(["id", "count", "allowedCudaVersions", "minCudaVersion", "raro"]),
+    odd,
+    max_size=2,
 )
 mounts = st.sampled_from(
     [
