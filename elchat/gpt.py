@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from elchat.errors import ModelError
+from elchat.hooks import LayerEffect, LayerHook
 from elchat.model_config import GPTConfig, RopeScaling
 
 __all__ = ["GPT", "GPTConfig", "KVCache"]
@@ -109,12 +110,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         b, t, _ = x_BTC.shape
         q = self.q_proj(x_BTC).view(b, t, self.n_heads, self.head_dim).transpose(1, 2)
-        k = self.k_proj(x_BTC).view(b, t, self.n_kv_heads, self.head_dim).transpose(1, 2)
-        v = self.v_proj(x_BTC).view(b, t, self.n_kv_heads, self.head_dim).transpose(1, 2)
         q = rotate(q, plan.cos_B1TD, plan.sin_B1TD)
-        k = rotate(k, plan.cos_B1TD, plan.sin_B1TD)
-        if cache is not None:
-            k, v = cache.append(layer, k, v)
+        k, v = self.keys_values(x_BTC, plan, cache, layer)
         y_BHTD = F.scaled_dot_product_attention(
             q,
             k,
@@ -124,6 +121,16 @@ class Attention(nn.Module):
             enable_gqa=self.n_heads != self.n_kv_heads,
         )
         return self.o_proj(y_BHTD.transpose(1, 2).reshape(b, t, -1))
+
+    def keys_values(
+        self, x_BTC: Tensor, plan: AttentionPlan, cache: KVCache | None, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values to attend to, [B, K, S, D]; the new ones enter the cache."""
+        b, t, _ = x_BTC.shape
+        k = self.k_proj(x_BTC).view(b, t, self.n_kv_heads, self.head_dim).transpose(1, 2)
+        v = self.v_proj(x_BTC).view(b, t, self.n_kv_heads, self.head_dim).transpose(1, 2)
+        k = rotate(k, plan.cos_B1TD, plan.sin_B1TD)
+        return (k, v) if cache is None else cache.append(layer, k, v)
 
 
 class MLP(nn.Module):
@@ -151,10 +158,44 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x_BTC: Tensor, plan: AttentionPlan, cache: KVCache | None, layer: int
+        self,
+        x_BTC: Tensor,
+        plan: AttentionPlan,
+        cache: KVCache | None,
+        layer: int,
+        effect: LayerEffect | None = None,
     ) -> Tensor:
+        if effect is not None:
+            return self._affected(x_BTC, plan, cache, layer, effect)
         x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), plan, cache, layer)
         return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
+
+    def _affected(
+        self,
+        x_BTC: Tensor,
+        plan: AttentionPlan,
+        cache: KVCache | None,
+        layer: int,
+        effect: LayerEffect,
+    ) -> Tensor:
+        """The block as autonomy changes it; an effect of zeros gives the plain block's bits."""
+        if effect.noise_BTC is not None:
+            x_BTC = x_BTC + effect.noise_BTC * rms(x_BTC)
+        film = effect.film
+        attention_in = self.input_layernorm(x_BTC)
+        if film is not None:
+            attention_in = attention_in * (1 + film.attention_gain_BTC)
+        if effect.is_skipped:  # written through: later tokens attend to what passed by
+            self.self_attn.keys_values(attention_in, plan, cache, layer)
+            return x_BTC
+        y_BTC = x_BTC + self.self_attn(attention_in, plan, cache, layer)
+        mlp_in = self.post_attention_layernorm(y_BTC)
+        if film is not None:
+            mlp_in = mlp_in * (1 + film.mlp_gain_BTC)
+        y_BTC = y_BTC + self.mlp(mlp_in)
+        if film is not None:
+            y_BTC = y_BTC + film.shift_BTC
+        return y_BTC if effect.keep_BT1 is None else torch.where(effect.keep_BT1, y_BTC, x_BTC)
 
 
 class Trunk(nn.Module):
@@ -206,6 +247,7 @@ class GPT(nn.Module):
         positions_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
         cache: KVCache | None = None,
+        hook: LayerHook | None = None,
     ) -> Tensor:
         """Final normalised states, [B, T, C].
 
@@ -215,10 +257,50 @@ class GPT(nn.Module):
             segments_BT: packing: a token attends only to its own segment's past. None is faster
                 where no row holds two. Not with a cache.
             cache: keys and values of earlier tokens; extended in place.
+            hook: autonomy, or None for the plain model.
 
         Raises:
             ModelError: the sequence is longer than the cache or the model's context.
         """
+        plan = self.plan(ids_BT, positions_BT=positions_BT, segments_BT=segments_BT, cache=cache)
+        x_BTC = self.model.embed_tokens(ids_BT)
+        x_BTC = self.run_layers(x_BTC, plan, range(self.config.n_layers), cache=cache, hook=hook)
+        if cache is not None:
+            cache.length += ids_BT.shape[1]
+        return self.model.norm(x_BTC)
+
+    def run_layers(
+        self,
+        x_BTC: Tensor,
+        plan: AttentionPlan,
+        layers: range,
+        *,
+        cache: KVCache | None = None,
+        hook: LayerHook | None = None,
+    ) -> Tensor:
+        """Pass the residual stream through some of the layers.
+
+        `hidden` is embed, all layers, norm; whoever needs a state halfway (the mood is appraised
+        in the lowest quarter) calls this twice over the same plan, and advances `cache.length`
+        itself when the last layer is done.
+        """
+        for i in layers:
+            block, effect = self.model.layers[i], None if hook is None else hook.effect(i)
+            if self.uses_activation_checkpointing and self.training:
+                x_BTC = checkpoint(block, x_BTC, plan, None, i, effect, use_reentrant=False)
+            else:
+                x_BTC = block(x_BTC, plan, cache, i, effect)
+        return x_BTC
+
+    def plan(
+        self,
+        ids_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        segments_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> AttentionPlan:
+        """What all layers share for these tokens (arguments and errors of `hidden`)."""
         past = cache.length if cache is not None else 0
         t = ids_BT.shape[1]
         limit = cache.max_tokens if cache is not None else self.config.max_positions
@@ -227,16 +309,7 @@ class GPT(nn.Module):
                 f"La secuencia tiene {past + t} tokens y solo caben {limit}: acorta el texto o "
                 "baja context_tokens."
             )
-        plan = self._plan(ids_BT, positions_BT, segments_BT, past)
-        x_BTC = self.model.embed_tokens(ids_BT)
-        for i, block in enumerate(self.model.layers):
-            if self.uses_activation_checkpointing and self.training:
-                x_BTC = checkpoint(block, x_BTC, plan, None, i, use_reentrant=False)
-            else:
-                x_BTC = block(x_BTC, plan, cache, i)
-        if cache is not None:
-            cache.length = past + t
-        return self.model.norm(x_BTC)
+        return self._plan(ids_BT, positions_BT, segments_BT, past)
 
     def forward(
         self,
@@ -245,9 +318,12 @@ class GPT(nn.Module):
         positions_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
         cache: KVCache | None = None,
+        hook: LayerHook | None = None,
     ) -> Tensor:
         """Next-token logits at every position, [B, T, V] (see `hidden`)."""
-        x_BTC = self.hidden(ids_BT, positions_BT=positions_BT, segments_BT=segments_BT, cache=cache)
+        x_BTC = self.hidden(
+            ids_BT, positions_BT=positions_BT, segments_BT=segments_BT, cache=cache, hook=hook
+        )
         return F.linear(x_BTC, self.head_weight_VC)
 
     def _plan(
@@ -271,6 +347,11 @@ class GPT(nn.Module):
         angles_BTD = positions_BT[..., None].float() * self._inv_freq.repeat(2)
         dtype = self.model.norm.weight.dtype
         return angles_BTD.cos().to(dtype)[:, None], angles_BTD.sin().to(dtype)[:, None]
+
+
+def rms(x_BTC: Tensor) -> Tensor:
+    """Root mean square over the width, [B, T, 1], in fp32 and back to the input's dtype."""
+    return x_BTC.float().pow(2).mean(-1, keepdim=True).sqrt().to(x_BTC.dtype)
 
 
 def rotate(x_BHTD: Tensor, cos_B1TD: Tensor, sin_B1TD: Tensor) -> Tensor:
