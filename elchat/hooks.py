@@ -102,7 +102,9 @@ class Decision:
 
 
 class TurnHook(Protocol):
-    """One turn of one conversation with autonomy, as the engine meets it. In this order:
+    """One turn of one conversation with autonomy, as the engine meets it.
+
+    In this order:
 
     1. `prefill(start, end)` for stretches of the sequence whose keys and values are not cached:
        earlier turns keep the moods and masks they had. The stretch of the new turn (from
@@ -131,8 +133,12 @@ class TurnHook(Protocol):
         """Effects on the tokens at positions start..end-1 of one row; None if there are none."""
 
     def decide(self, middle_C: Tensor, top_C: Tensor, logits_V: Tensor) -> Decision:
-        """Answer or not, from the last prompt token's states (after `appraisal_layers` layers and
-        after the final norm) and the next-token logits.
+        """Answer or not.
+
+        Args:
+            middle_C: the last prompt token's state after `appraisal_layers` layers.
+            top_C: the same after the final norm.
+            logits_V: of the first token of the reply.
         """
 
     def temperature(self, base: float) -> float:
