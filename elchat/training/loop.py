@@ -190,7 +190,7 @@ class Loop:
             part = batch.part(slice(start, start + plan.micro_batch_rows), device)
             with plan.compute.autocast():
                 hidden = self.model.hidden(
-                    part.ids, positions_BT=part.positions, segments_BT=part.segments
+                    part.ids, positions_BT=part.positions, segments=part.segments
                 )
                 loss = summed_cross_entropy(hidden, self.model.head_weight_VC, part.targets)
             (loss / max(batch.n_targets, 1)).backward()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from elchat import checkpoint, runs
+from elchat.attention import Segments
 from elchat.config import CheckpointSection, EvaluationSection, StageSection, TrainingSection
 from elchat.data.loader import PackedLoader
 from elchat.data.shards import TokenSource
@@ -60,7 +61,8 @@ def gradients(model, loss) -> torch.Tensor:
 def test_packed_equals_unpacked_in_loss_and_gradients():
     model = make_tiny()
     batch = loader().next_step(8)
-    hidden = model.hidden(batch.ids, positions_BT=batch.positions, segments_BT=batch.segments)
+    segments = Segments.of(batch.segments, "cpu")
+    hidden = model.hidden(batch.ids, positions_BT=batch.positions, segments=segments)
     packed = summed_cross_entropy(hidden, model.head_weight_VC, batch.targets) / batch.n_targets
     packed_gradients = gradients(model, packed)
     alone = torch.zeros(())
