@@ -235,6 +235,9 @@ class ComputeSection(Section):
     threads: PositiveInt | None = Field(
         None, description="Hilos de CPU; vacío, los núcleos que haya"
     )
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="Compilar las capas; auto lo prueba y se queda con lo más rápido"
+    )
     huge_pages: bool = Field(True, description="Páginas grandes en Linux: CPU más rápida")
     gpus: list[str] = Field(default_factory=list, description="GPU candidatas, en orden")
     cloud: list[Literal["secure", "community"]] = Field(

@@ -292,10 +292,12 @@ class GPT(nn.Module):
         """
         for i in layers:
             block, effect = self.model.layers[i], None if hook is None else hook.effect(i)
-            if self.uses_activation_checkpointing and self.training:
-                x_BTC = checkpoint(block, x_BTC, plan, None, i, effect, use_reentrant=False)
-            else:
+            if cache is not None:
                 x_BTC = block(x_BTC, plan, cache, i, effect)
+            elif self.uses_activation_checkpointing and self.training:
+                x_BTC = checkpoint(block, x_BTC, plan, None, 0, effect, use_reentrant=False)
+            else:  # the same arguments for every layer, so that compiled blocks are one program
+                x_BTC = block(x_BTC, plan, None, 0, effect)
         return x_BTC
 
     def plan(

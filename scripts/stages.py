@@ -22,6 +22,7 @@ from elchat.errors import ConfigError, ElchatError, ModelError
 from elchat.evaluation import sample_replies, score_languages
 from elchat.files import read_json, sha256_file, sha256_json, write_json
 from elchat.runs import Run
+from elchat.training import compiled
 from elchat.training import loop as training_loop
 from elchat.training.adapters import add_adapters, add_embedding_noise, freeze
 from elchat.training.device import peak_memory_mib, plan_compute
@@ -112,7 +113,7 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
         f"{plan.compute.threads} hilos, pico {plan.compute.peak_tflops:.2f} TFLOP/s "
         f"({plan.compute.peak_origin}), {plan.micro_batch_rows} secuencias por pasada"
     )
-    outcome = Loop(
+    job_loop = Loop(
         Job(
             stage=stage,
             model=model,
@@ -134,7 +135,9 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
             reload_initial=functools.partial(initial_state, worker, stage),
             **known_scores(worker, stage),
         )
-    ).run()
+    )
+    settle_compilation(worker, job_loop)
+    outcome = job_loop.run()
     if outcome == "stopped":
         raise Stopped
     worker.finish(
@@ -321,6 +324,29 @@ def new_plan(worker: Worker, stage: TrainedStage, path: Path, loader: PackedLoad
     )
     plan.save()
     return plan
+
+
+def settle_compilation(worker: Worker, job_loop: Loop) -> None:
+    """Compile the blocks if the plan says so; a new plan finds out first."""
+    plan, stage = job_loop.job.plan, job_loop.job.stage
+    if plan.is_compiled is None:
+        worker.reporter.log(f"[{stage}] se prueba si compilar las capas compensa")
+        choice = compiled.choose(
+            job_loop.model,
+            job_loop.trial_pass,
+            mode=worker.config.compute.compile,
+            device=plan.compute.device,
+            minutes=job_loop.job.settings.max_minutes,
+        )
+        worker.reporter.log(
+            f"[{stage}] capas sin compilar: {choice.reason}"
+            if not choice.is_compiled
+            else f"[{stage}] {choice.reason}"
+        )
+        plan.is_compiled = choice.is_compiled
+        plan.save()
+    elif plan.is_compiled:
+        compiled.compile_blocks(job_loop.model)
 
 
 def with_replay(worker: Worker, stage: TrainedStage, shards: ShardSet) -> tuple[TokenSource, ...]:

@@ -17,7 +17,7 @@ import torch
 
 from elchat import checkpoint as checkpoints
 from elchat.config import CheckpointSection, EvaluationSection, StageSection, TrainingSection
-from elchat.data.loader import Batch, PackedLoader
+from elchat.data.loader import Batch, Inputs, PackedLoader
 from elchat.errors import TrainingError
 from elchat.gpt import GPT
 from elchat.training import rng
@@ -136,6 +136,17 @@ class Loop:
         """Wall-clock seconds spent in this stage over all its starts."""
         return self.progress.seconds + time.monotonic() - self._resumed_at
 
+    def trial_pass(self) -> None:
+        """One forward and backward pass over the next rows, which stay next; for timing only."""
+        data_state, random_state = self.job.loader.state_dict(), rng.capture()
+        part = self.job.loader.next_step(self._rows).part(
+            slice(self.job.plan.micro_batch_rows), self.job.plan.compute.device
+        )
+        self.model.train()
+        self._loss(part).backward()
+        self.job.loader.load_state_dict(data_state)
+        rng.restore(random_state)
+
     # --- one step -----------------------------------------------------------------------------
 
     def _step(self) -> bool:
@@ -188,14 +199,18 @@ class Loop:
             if self.job.reporter.should_stop():
                 return None
             part = batch.part(slice(start, start + plan.micro_batch_rows), device)
-            with plan.compute.autocast():
-                hidden = self.model.hidden(
-                    part.ids, positions_BT=part.positions, segments=part.segments
-                )
-                loss = summed_cross_entropy(hidden, self.model.head_weight_VC, part.targets)
+            loss = self._loss(part)
             (loss / max(batch.n_targets, 1)).backward()
             total += loss.detach()
         return total
+
+    def _loss(self, part: Inputs) -> torch.Tensor:
+        """Cross entropy summed over the valid targets."""
+        with self.job.plan.compute.autocast():
+            hidden = self.model.hidden(
+                part.ids, positions_BT=part.positions, segments=part.segments
+            )
+            return summed_cross_entropy(hidden, self.model.head_weight_VC, part.targets)
 
     def _halve_micro_batch(self) -> None:
         plan = self.job.plan
