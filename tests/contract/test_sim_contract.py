@@ -55,6 +55,7 @@ def test_a_created_pod_has_every_field_and_echoes_its_env(api):
         ({**POD, "gpu": {"id": L40S, "count": "1"}}, "$.gpu.count: Input should be"),
         ({**POD, "gpu": {"id": L40S, "count": 0}}, "$.gpu.count: Input should be"),
         ({**POD, "gpu": {"id": L40S, "count": 1, "minRamPerGpu": 8}}, "'minRamPerGpu' not allowed"),
+        ({**POD, "gpu": {"id": L40S, "count": 1, "minCudaVersion": None}}, "got null"),
         ({**POD, "env": {"A": 1}}, "$.env.A: Input should be a valid string"),
         ({**POD, "disk": None}, "'disk': got null"),
         ({**POD, "mounts": {"persistent": {"size": 5, "path": "/w"}}}, "$.mounts.persistent.size"),

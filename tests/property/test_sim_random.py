@@ -124,3 +124,25 @@ def test_the_simulator_is_as_strict_as_the_specification(changes, gpu, mount):
     with client(sim) as api:  # judged on the way: 2xx must be valid, 422 must not be
         answer = api.post("/v2/pods", json=body)
     assert answer.status_code in (201, 400, 402, 404, 422)
+
+
+volume_fields = st.dictionaries(st.sampled_from(["name", "size", "dataCenter", "type"]), odd)
+
+
+@pytest.mark.skipif(shared_checker() is None, reason="la especificación de RunPod no está a mano")
+@settings(deadline=None, max_examples=60)
+@given(changes=fields, volume=volume_fields, key=odd)
+def test_changes_volumes_and_keys_are_as_strict_too(changes, volume, key):
+    sim = Simulator()
+    with client(sim) as api:
+        pod_id = api.post("/v2/pods", json=POD).json()["id"]
+        made = {"name": "v", "size": 10, "dataCenter": "US-KS-2"}
+        volume_id = api.post("/v2/network-volumes", json=made).json()["id"]
+        answers = [
+            api.patch(f"/v2/pods/{pod_id}", json=changes),
+            api.post(f"/v2/pods/{pod_id}/action", json={"action": key}),
+            api.post("/v2/network-volumes", json={**made, **volume}),
+            api.patch(f"/v2/network-volumes/{volume_id}", json=volume),
+            api.put("/v2/account/ssh-keys", json={"keys": [key]}),
+        ]
+    assert {answer.status_code for answer in answers} <= {200, 201, 400, 409, 422}
