@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from elchat_bpe import library, vocabulary
-from elchat_bpe.arrays import Texts, take_arrays
+from elchat_bpe.arrays import Texts, groups, take_arrays
 from elchat_bpe.errors import BpeError
 
 
@@ -73,9 +73,18 @@ class Encoder:
         allowed = list(allowed_special)
         if allowed:
             return self._encode_with_special(texts, allowed, threads)
-        prepared = Texts(texts)
-        handle = library.make("encode_batch", self._handle, *prepared.arguments, max(threads, 0))
-        return take_arrays(handle)
+        handle = library.make("arrays_new")
+        joined: list[int] = []
+        n_parts = 0
+        try:
+            for parts, ends in groups(texts):
+                prepared = Texts(parts).arguments
+                library.call("encode_append", self._handle, *prepared, max(threads, 0), handle)
+                joined += (n_parts + k + 1 for k, is_end in enumerate(ends) if not is_end)
+                n_parts += len(parts)
+        finally:
+            ids, offsets = take_arrays(handle)  # on failure nothing else would free them
+        return ids, np.delete(offsets, joined) if joined else offsets
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text."""
