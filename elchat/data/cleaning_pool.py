@@ -1,4 +1,4 @@
-"""Documents cleaned in several processes, in the order they came: the result never depends on how many.
+"""Documents cleaned in several processes, in order; the result never depends on how many.
 
 A worker is `python -m elchat.data.cleaning_pool`, told what to do through its standard input. It
 imports no torch, forks nothing that has threads, and ends with the pipe if its parent is killed.

@@ -14,6 +14,7 @@ import sys
 import time
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +431,35 @@ def test_real_vocabularies(name: str) -> None:
     ids, offsets = encoder.encode_batch(texts)
     for k, text in enumerate(texts):
         assert ids[offsets[k] : offsets[k + 1]].tolist() == reference.encode(text).ids
+
+
+def real_texts() -> Iterator[str]:
+    """The whole corpus, and every string of the evaluation sets."""
+    for path in sorted(toys.test_data("corpus").glob("*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            yield from (json.loads(line)["text"] for line in lines)
+    for path in sorted(toys.test_data("eval").rglob("*.jsonl")):
+        with open(path, encoding="utf-8") as lines:
+            yield from lines
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ["smollm2", "qwen2_5", "llama3_1"])
+@needs_rust
+def test_the_whole_corpus_and_the_evaluation_sets(name: str) -> None:
+    spec = json.loads(toys.test_data("tokenizers", name, "tokenizer.json").read_bytes())
+    spec |= {"added_tokens": [], "post_processor": None}
+    encoder = Encoder.from_spec(spec)
+    reference = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    n_texts = 0
+    stream = real_texts()
+    while batch := list(itertools.islice(stream, 512)):
+        ids, offsets = encoder.encode_batch(batch, threads=2)
+        for k, found in enumerate(reference.encode_batch_fast(batch, add_special_tokens=False)):
+            assert ids[offsets[k] : offsets[k + 1]].tolist() == found.ids
+        n_texts += len(batch)
+    assert n_texts > 50_000
 
 
 # --- training ------------------------------------------------------------------------------------
