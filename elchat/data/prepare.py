@@ -32,6 +32,7 @@ from elchat.data.conversations import (
     normalise_messages,
 )
 from elchat.data.dedup import Deduplicator
+from elchat.data.encoding import DocumentEncoder, EncodeArrays, frame
 from elchat.data.heldout import HeldOutSplitter, Item, cut_tail
 from elchat.data.shards import FORMAT_VERSION, MANIFEST, ShardSet, ShardWriter
 from elchat.data.sources import Conversation, SourceReader, describe
@@ -39,17 +40,14 @@ from elchat.errors import DataError, ElchatError
 from elchat.files import fsync_dir, require_free_space, sha256_json, write_json
 
 Stage = Literal["cpt", "sft"]
-EncodeArrays = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 Progress = Callable[[int, int, str], None]
 
 CODE_VERSION = 2  # raise it whenever the same input would give other tokens
 BATCH_CHARS = 1 << 20
 BATCH_DOCUMENTS = 512
-PIECE_CHARS = 1 << 16
 MIN_TAIL_BYTES = 1000  # less than this is not worth taking from a lone document
 SHARD_BYTES_PER_TEXT_BYTE = 2  # a token takes 4 bytes and spells 2.7 or more
 TEXT_BYTES_PER_PACKED_BYTE = 3  # gzip and parquet hold about three times their size
-_SAFE_CUT = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 
 
 class PreparationStopped(ElchatError):
@@ -160,8 +158,8 @@ class _Job:
         should_stop: Callable[[], bool] | None,
     ) -> None:
         self.config, self.stage = config, stage
-        self.encode_arrays, self.eos_id = encode_arrays, eos_id
-        self.prefix_ids = prefix_ids
+        self.prefix_ids, self.eos_id = prefix_ids, eos_id
+        self.encode = DocumentEncoder(encode_arrays) if stage == "cpt" else None
         self.render, self.progress, self.should_stop = render, progress, should_stop
         self.total_bytes = self.done_bytes = 0
         similarity = config.data.cleaning.near_duplicate_similarity if stage == "cpt" else 0.0
@@ -175,7 +173,6 @@ class _Job:
         self.pool = ThreadPoolExecutor(1, "elchat-encoding")
         self.open_pool(1)
         self.encoding: tuple[list[_Ready], Future[tuple[np.ndarray, np.ndarray]]] | None = None
-        self.can_cut = stage == "cpt" and _is_additive(encode_arrays)
 
     def open_pool(self, processes: int) -> None:
         """Clean with so many processes; none starts before the first document."""
@@ -366,8 +363,9 @@ class _Job:
             return
         self._write_encoded()
         if pending:
+            assert self.encode is not None
             texts = [ready.item.text for ready in pending]
-            self.encoding = (pending, self.pool.submit(self._encode, texts))
+            self.encoding = (pending, self.pool.submit(self.encode, texts))
         if last:
             self._write_encoded()
 
@@ -382,28 +380,11 @@ class _Job:
             items = [ready.item for ready in run]
             ends = offsets[start : start + len(items) + 1]
             writer.append_arrays(
-                *self._framed(ids[ends[0] : ends[-1]], np.diff(ends)),
+                *frame(ids[ends[0] : ends[-1]], np.diff(ends), self.prefix_ids, self.eos_id),
                 [item.n_bytes for item in items],
                 [item.payload for item in items],
             )
             start += len(items)
-
-    def _framed(self, ids: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Documents with the prefix before and the end token after each."""
-        end_ids = [] if self.eos_id is None else [self.eos_id]
-        extra = len(self.prefix_ids) + len(end_ids)
-        if not extra:
-            return ids, lengths
-        framed = np.empty(len(ids) + extra * len(lengths), np.uint32)
-        ends = np.cumsum(lengths + extra)
-        is_text = np.ones(len(framed), bool)
-        for k, token in enumerate(self.prefix_ids):
-            at = ends - lengths - extra + k
-            framed[at], is_text[at] = token, False
-        for token in end_ids:
-            framed[ends - 1], is_text[ends - 1] = token, False
-        framed[is_text] = ids
-        return framed, lengths + extra
 
     def _write_conversations(self, pending: list[_Ready], tally: _Tally) -> None:
         assert self.render is not None
@@ -414,22 +395,6 @@ class _Job:
                 ready.writer.append(
                     rendered.ids, answer_bytes(messages), conversation.licence, rendered.is_target
                 )
-
-    def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Encode in one call; long texts go in pieces, so that memory is bounded and cores share.
-
-        A piece begins at a space between two letters, where every byte-level tokenizer supported
-        begins a new word: the ids are those of the whole.
-        """
-        if not self.can_cut:
-            return self.encode_arrays(texts)
-        pieces: list[str] = []
-        ends = [0]
-        for text in texts:
-            pieces += _pieces(text)
-            ends.append(len(pieces))
-        ids, offsets = self.encode_arrays(pieces)
-        return ids, offsets[ends]
 
     def _check_stop(self) -> None:
         if self.should_stop is not None and self.should_stop():
@@ -537,23 +502,6 @@ def _require_something(train: ShardWriter | None, tally: _Tally) -> None:
             f"La fuente «{tally.origin}» no tiene ni un token que aprender: "
             "hacen falta textos o respuestas del asistente que no estén vacíos."
         )
-
-
-def _pieces(text: str) -> Iterator[str]:
-    start = 0
-    while len(text) - start > PIECE_CHARS:
-        cut = _SAFE_CUT.search(text, start + PIECE_CHARS)
-        if cut is None:
-            break
-        yield text[start : cut.start()]
-        start = cut.start()
-    yield text[start:]
-
-
-def _is_additive(encode_arrays: EncodeArrays) -> bool:
-    """Whether cutting before a word leaves the ids unchanged (false if a space is prepended)."""
-    ids, offsets = encode_arrays(["hola mundo", "hola", " mundo"])
-    return bool(np.array_equal(ids[: offsets[1]], ids[offsets[1] :]))
 
 
 def _retext(item: Item[Any], text: str) -> Item[Any]:

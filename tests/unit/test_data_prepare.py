@@ -10,7 +10,7 @@ import pytest
 
 from elchat import paths
 from elchat.config import parse
-from elchat.data import cleaning_pool
+from elchat.data import cleaning_pool, encoding
 from elchat.data import prepare as prepare_module
 from elchat.data.cleaning_pool import CleaningPool, process_count
 from elchat.data.conversations import Fitter
@@ -282,7 +282,7 @@ def test_duplicates_are_found_across_sources(tmp_path):
 
 
 def test_long_documents_are_encoded_in_pieces_with_equal_ids(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "PIECE_CHARS", 300)
+    monkeypatch.setattr(encoding, "PIECE_CHARS", 300)
     text = " ".join(text_of(i) for i in range(40)).strip()
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     sizes = []
@@ -314,9 +314,9 @@ def test_real_bpe_pieces_equal_the_whole(monkeypatch):
     bpe.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, show_progress=False)
     )
-    monkeypatch.setattr(prepare_module, "PIECE_CHARS", 50)
+    monkeypatch.setattr(encoding, "PIECE_CHARS", 50)
     whole = " ".join(texts)
-    pieces = list(prepare_module._pieces(whole))
+    pieces = list(encoding.split_text(whole))
     assert len(pieces) > 100
     assert "".join(pieces) == whole
     assert [i for p in pieces for i in bpe.encode(p).ids] == bpe.encode(whole).ids
@@ -597,3 +597,15 @@ def test_processes_are_those_the_text_is_worth(monkeypatch):
     assert process_count(None, 10**12) == cleaning_pool.MAX_PROCESSES
     assert process_count(3, 0) == 3
     assert process_count(0, 0) == 1
+
+
+@pytest.mark.parametrize("prefix", [[], [1], [1, 2]])
+@pytest.mark.parametrize("eos", [None, 9])
+def test_documents_are_framed(prefix, eos):
+    rows = [[5, 6], [], [7], [8] * 5]
+    ids = np.array([i for row in rows for i in row], np.uint32)
+    framed, lengths = encoding.frame(ids, np.array([len(row) for row in rows]), prefix, eos)
+    expected = [[*prefix, *row, *([] if eos is None else [eos])] for row in rows]
+    assert framed.tolist() == [i for row in expected for i in row]
+    assert lengths.tolist() == [len(row) for row in expected]
+    assert framed.dtype == np.uint32
