@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ctypes import c_void_p
 from typing import Any
 
@@ -46,7 +46,7 @@ class Texts:
         )
 
 
-def groups(texts: Sequence[str]) -> Iterator[tuple[list[str], list[bool]]]:
+def groups(texts: Iterable[str]) -> Iterator[tuple[list[str], list[bool]]]:
     """Texts in groups of bounded size, and for each whether a text of the caller ends with it.
 
     The UTF-8 of a group is all there is in memory besides the texts. A longer text goes in parts,
@@ -70,7 +70,7 @@ def groups(texts: Sequence[str]) -> Iterator[tuple[list[str], list[bool]]]:
         yield parts, ends
 
 
-def _parts(texts: Sequence[str]) -> Iterator[tuple[str, bool]]:
+def _parts(texts: Iterable[str]) -> Iterator[tuple[str, bool]]:
     try:
         for text in texts:
             start = 0

@@ -6,7 +6,7 @@ import ctypes
 import itertools
 import re
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -58,12 +58,13 @@ class Encoder:
         return cls(vocabulary.from_spec(spec), {item["content"]: item["id"] for item in added})
 
     def encode_batch(
-        self, texts: Sequence[str], *, threads: int = 0, allowed_special: Iterable[str] = ()
+        self, texts: Iterable[str], *, threads: int = 0, allowed_special: Iterable[str] = ()
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Ids of all texts, joined, and where each starts: text k is ids[offsets[k]:offsets[k+1]].
 
         Args:
-            texts: to encode; nothing is added to them.
+            texts: to encode, read once and in groups: an open file or a generator need not fit
+                in memory. Nothing is added to them.
             threads: at most this many; 0, one per core.
             allowed_special: special tokens that text may spell; the others are plain text.
 
@@ -110,7 +111,7 @@ class Encoder:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def _encode_with_special(
-        self, texts: Sequence[str], allowed: list[str], threads: int
+        self, texts: Iterable[str], allowed: list[str], threads: int
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Cut at the allowed tokens, the longest first, and encode what lies between."""
         unknown = [name for name in allowed if name not in self.special_ids]
