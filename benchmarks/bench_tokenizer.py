@@ -10,7 +10,8 @@ measurement is a fresh process that encodes the text once, caches cold. In every
 take their turn, each round beginning with another, and a ratio is taken within its round: noise
 that lasts longer than a round cancels out. Ratios are medians with their lowest and highest. The
 limit is a copy of the bytes and a look at each of them. `--memory-mb` measures the peak of a
-process that encodes the lines of a file of that size in one call on two threads, 0 skips it. The tokenizer
+process that encodes the lines of a file of that size in one call on two threads, 0 skips it.
+The tokenizer
 has to be one that all of them can follow (Qwen2.5). Prints a table and, last, one JSON object.
 Peers that are not installed are left out: pip install tiktoken bpe-qwen rustbpe.
 """

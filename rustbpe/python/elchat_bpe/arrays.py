@@ -36,14 +36,11 @@ class Texts:
         except (AttributeError, TypeError):
             raise _not_texts() from None
         n = len(self._bytes)
-        self._pointers = (ctypes.c_char_p * n)(*self._bytes)
-        self._lengths = np.fromiter(map(len, self._bytes), dtype=np.uint64, count=n)
-        # Both pointers hold on to what they point to, so the arguments may outlive this object.
-        self.arguments = (
-            ctypes.cast(self._pointers, c_void_p),
-            self._lengths.ctypes.data_as(c_void_p),
-            n,
-        )
+        pointers = (ctypes.c_char_p * n)(*self._bytes)
+        lengths = (ctypes.c_uint64 * n)(*map(len, self._bytes))
+        # The first array holds on to the bytes, so the arguments may outlive this object. Not
+        # `ctypes.cast`: it makes a cycle, and the bytes of many groups would wait for the collector.
+        self.arguments = (pointers, lengths, n)
 
 
 def groups(texts: Iterable[str]) -> Iterator[tuple[list[str], list[bool]]]:
