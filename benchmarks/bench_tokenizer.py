@@ -175,7 +175,7 @@ def memory(arguments: argparse.Namespace) -> dict[str, Any]:
     """Peak of this process: interpreter, vocabulary, the lines of a file, their ids."""
     encode, _ = elchat_encode(arguments.tokenizer, 2)
     with open(arguments.cache / "memory-prosa.txt", encoding="utf-8") as lines:
-        ids, _ = encode(list(lines))
+        ids, _ = encode(lines)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     size = (arguments.cache / "memory-prosa.txt").stat().st_size
     return {"mb": size / 1e6, "ids": len(ids), "peak_mib": round(peak, 1)}

@@ -39,7 +39,7 @@ class Texts:
         pointers = (ctypes.c_char_p * n)(*self._bytes)
         lengths = (ctypes.c_uint64 * n)(*map(len, self._bytes))
         # The first array holds on to the bytes, so the arguments may outlive this object. Not
-        # `ctypes.cast`: it makes a cycle, and the bytes of many groups would wait for the collector.
+        # `ctypes.cast`: it makes a cycle, and the bytes of many groups wait for the collector.
         self.arguments = (pointers, lengths, n)
 
 
