@@ -32,6 +32,7 @@ INTERRUPTED_EXIT_CODE = 130
 COMMANDS: Mapping[str, str] = {
     "train": "Entrena un modelo según una configuración.",
     "status": "Muestra cómo va una ejecución.",
+    "watch": "Vigila una ejecución a pantalla completa: curvas, cifras y muestras.",
     "logs": "Muestra el registro de una ejecución.",
     "stop": "Detiene una ejecución guardando su estado.",
     "resume": "Continúa una ejecución detenida, fallida o muerta.",

@@ -46,6 +46,7 @@ def work(run_dir: Path, only: str | None = None) -> int:
     )
     reporter = Reporter(run)
     reporter.install_signals()
+    reporter.open_sinks(config.evaluation.sinks)
     try:
         walk(Worker(run, config, reporter), only)
     except Stopped:

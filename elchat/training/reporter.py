@@ -7,11 +7,13 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from elchat.runs import Run
+from elchat.training.sinks import Sinks
 
 HEARTBEAT_S = 10.0
 
@@ -24,6 +26,7 @@ class Reporter:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.sinks: Sinks | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._stop_signal: str | None = None
@@ -57,12 +60,21 @@ class Reporter:
 
     def metrics(self, **values: Any) -> None:
         """Append one object to metrics.jsonl, flushed."""
-        line = json.dumps({"time": time.time(), **values}, ensure_ascii=False)
+        entry = {"time": time.time(), **values}
+        line = json.dumps(entry, ensure_ascii=False)
         with self._lock, open(self.run.metrics_path, "a", encoding="utf-8") as handle:
             handle.write(line + "\n")
+        if self.sinks is not None:
+            self.sinks.write(entry)
+
+    def open_sinks(self, kinds: Sequence[str]) -> None:
+        """Send every line of metrics to these places too (`evaluation.sinks`)."""
+        self.sinks = Sinks(kinds, self.run, self.log)
 
     def close(self) -> None:
         """Stop the heartbeat; no status is written afterwards by this object's thread."""
+        if self.sinks is not None:
+            self.sinks.close()
         self._closed.set()
         self._thread.join(timeout=2 * HEARTBEAT_S)
 
