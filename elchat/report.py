@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from elchat import forgetting
 from elchat.config import Config
 from elchat.files import format_bytes, write_text
 from elchat.runs import Run
 
 LANGUAGES = {"es": "español", "en": "inglés"}
-FORGETTING_ALARM = 0.03  # relative rise of English bits per byte that deserves a warning
 STAGE_NAMES = {"cpt": "preentrenamiento continuado", "sft": "ajuste de conversación"}
 
 
@@ -68,8 +68,8 @@ def verdict(facts: Mapping[str, Mapping[str, Any]]) -> str:
         text += (
             f" En inglés: {number(before)} → {number(after)} ({number(after - before, sign=True)})."
         )
-        if after > before * (1 + FORGETTING_ALARM):
-            text += " **Aviso: olvida inglés**; añade texto inglés a la mezcla o baja la tasa."
+        if alarm := forgetting.alarm({"en": before}, {"en": after}):
+            text += f" **Aviso:** {alarm}."
     return text
 
 
