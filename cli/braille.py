@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -37,7 +38,7 @@ def _resample(values: Sequence[float], n: int) -> list[float]:
     """`n` values over the same span: means of groups, or points on the joining lines."""
     if len(values) >= n:
         edges = [i * len(values) // n for i in range(n + 1)]
-        groups = [values[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        groups = [values[a:b] for a, b in itertools.pairwise(edges)]
         return [sum(group) / len(group) for group in groups]
     last, span = len(values) - 1, max(n - 1, 1)
     found = []

@@ -89,9 +89,7 @@ class Dashboard(App[None]):
             return
         now = self._read(self._watched)
         self._show_title(now)
-        self.query_one("#loss", Curve).show(
-            now.losses, span(now.losses, 3), "sin datos todavía"
-        )
+        self.query_one("#loss", Curve).show(now.losses, span(now.losses, 3), "sin datos todavía")
         spanish = now.bits_per_byte.get("es") or next(iter(now.bits_per_byte.values()), [])
         self.query_one("#bits", Curve).show(spanish, bits_note(now), "aún no se ha medido")
         self.query_one("#figures", Static).update(Text("\n".join(figures(self._watched, now))))

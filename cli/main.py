@@ -39,6 +39,7 @@ COMMANDS: Mapping[str, str] = {
     "runs": "Lista las ejecuciones de esta máquina.",
     "chat": "Conversa en la terminal con el resultado.",
     "estimate": "Calcula memoria, tiempo y dólares antes de empezar.",
+    "sweep": "Elige tasa y vueltas probando unas pocas con pocos datos.",
     "models": "Lista, descarga, verifica y borra modelos de partida.",
     "config": "Muestra y comprueba configuraciones.",
     "doctor": "Comprueba que esta máquina está lista.",

@@ -2,9 +2,9 @@
 
     python -m scripts.footprint < QUESTION.json
 
-What `elchat estimate` starts. The question: {"shape": ..., "config": ..., "cpu": bool, "gpu": bool};
-the answer, one line of JSON: {"cpu": {kind: bytes} or null, "gpu": {"plain": [of one row, of two],
-"checkpointed": [...]} or null}.
+What `elchat estimate` starts. The question: {"shape": ..., "config": ..., "cpu": bool,
+"gpu": bool}; the answer, one line of JSON: {"cpu": {kind: bytes} or null, "gpu": {"plain": [of one
+row, of two], "checkpointed": [...]} or null}.
 """
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ def show_costs(made: dict[str, Any]) -> None:
     if made["gpu_memory"]:
         _show_gpu_memory(made)
     output.say(
-        "tokens/s y MFU: de entrenamientos publicados con estos modelos en cada GPU, corregidos por "
-        "el tamaño (las matrices pequeñas la llenan menos). elchat no los ha medido todavía."
+        "tokens/s y MFU: de entrenamientos publicados con estos modelos en cada GPU, corregidos "
+        "por el tamaño (las matrices pequeñas la llenan menos). elchat no los ha medido todavía."
     )
     output.say(
         f"Precios observados en {estimates.PRICES_OBSERVED} y velocidades previstas, no medidas: "

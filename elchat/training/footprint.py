@@ -46,9 +46,7 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        return (
-            self.weights + self.gradients + self.optimizer + self.activations + self.temporary
-        )
+        return self.weights + self.gradients + self.optimizer + self.activations + self.temporary
 
 
 class _PeakTracker(MemTracker):

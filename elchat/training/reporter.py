@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from elchat.files import raise_if_disk_full
 from elchat.runs import Run
 from elchat.training.sinks import Sinks
 
@@ -51,7 +52,11 @@ class Reporter:
 
     def log(self, line: str) -> None:
         """One line for people, in Spanish, stamped; goes to stdout, which is the run's log.txt."""
-        print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+        try:
+            print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+        except OSError as error:
+            raise_if_disk_full(error, self.run.log_path)
+            raise
 
     def status(self, **changes: Any) -> None:
         """Merge fields into status.json."""
@@ -62,8 +67,12 @@ class Reporter:
         """Append one object to metrics.jsonl, flushed."""
         entry = {"time": time.time(), **values}
         line = json.dumps(entry, ensure_ascii=False)
-        with self._lock, open(self.run.metrics_path, "a", encoding="utf-8") as handle:
-            handle.write(line + "\n")
+        try:
+            with self._lock, open(self.run.metrics_path, "a", encoding="utf-8") as handle:
+                handle.write(line + "\n")
+        except OSError as error:
+            raise_if_disk_full(error, self.run.metrics_path)
+            raise
         if self.sinks is not None:
             self.sinks.write(entry)
 

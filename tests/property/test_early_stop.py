@@ -1,4 +1,4 @@
-"""Early stop: the stage ends when held-out text stops improving, and gives back the best weights."""
+"""Early stop: the stage ends when held-out text stops improving, with its best weights."""
 
 from __future__ import annotations
 
