@@ -58,11 +58,22 @@ class _PeakTracker(MemTracker):
                 self._peak_mem[device] = now["Total"]
                 self._peak_mem_snap[device] = copy(now)
 
+    def _track_module_params_and_buffers(
+        self, module: torch.nn.Module, install_grad_hooks: bool = True
+    ) -> tuple[int, int]:
+        """Without the hooks on gradients, which frozen parameters refuse."""
+        return super()._track_module_params_and_buffers(module, install_grad_hooks=False)
+
     def adopt_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
         """Give every parameter a gradient that counts as one."""
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-            self._update_and_maybe_create_winfos(parameter.grad, _MemRefType.GRAD)
+            self._adopt(parameter)
+            parameter.register_post_accumulate_grad_hook(self._adopt)
+
+    def _adopt(self, parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        self._update_and_maybe_create_winfos(parameter.grad, _MemRefType.GRAD)
 
 
 def measure(

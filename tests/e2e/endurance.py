@@ -88,7 +88,9 @@ class Torture:
             fault = "kill"
         install = {"disk": fill_disk, "stall": stall(self.chance.randrange(30))}.get(fault)
         child = killer.start(self.run, lambda: (poison(), install() if install else None))  # type: ignore[arg-type, func-returns-value]
-        code = killer.wait(child, self.chance.uniform(0.2, LONGEST_S))
+        code = self._until_training(child) if self.chance.random() < 0.7 else None
+        if code is None:
+            code = killer.wait(child, self.chance.uniform(0.1, LONGEST_S))
         if code is None:
             code = self._end(child, fault)
         self.counts[fault] += 1
@@ -103,6 +105,16 @@ class Torture:
             if self.run.status().outcome == "done":
                 return
         raise AssertionError(self.run.status().message)
+
+    def _until_training(self, child: int) -> int | None:
+        """Wait for a word of the training loop, so that faults do not only meet beginnings."""
+        path = self.run.metrics_path
+        told = path.stat().st_size if path.exists() else 0
+        for _ in range(300):
+            code = killer.wait(child, 0.1)
+            if code is not None or (path.exists() and path.stat().st_size > told):
+                return code
+        return None
 
     def _end(self, child: int, fault: str) -> int | None:
         """Stop a worker as its fault says; None after kill -9."""
@@ -171,7 +183,7 @@ def weights_of(run: Run) -> str:
 def main() -> None:
     folder, n_faults = Path(sys.argv[1]), int(sys.argv[2])
     chance = random.Random(int(sys.argv[3]) if len(sys.argv) > 3 else 0)
-    epochs = 4 if n_faults < 20 else 60
+    epochs = 2 if n_faults < 20 else 6
     calm = tiny_run.new_run(folder, "tranquila", max_epochs=epochs)
     assert killer.wait(killer.start(calm, poison), None) == 0, calm.log_path.read_text()[-2000:]
     skipped = calm.log_path.read_text().count("saltado")

@@ -88,7 +88,7 @@ def test_the_best_wins_and_is_written(path: Path, capsys):
 
 def test_again_runs_nothing_and_after_a_cut_goes_on(path: Path, capsys):
     cut = Place(ends={2: "stopped"})
-    assert sweep(cut, "--epochs", "1") == 1
+    assert sweep(cut, "--epochs", "1") == RunError.exit_code
     assert "La misma orden continúa" in capsys.readouterr().err
     again = Place()
     assert sweep(again, "--epochs", "1") == 0
@@ -110,7 +110,7 @@ def test_a_trial_that_fails_is_told_and_does_not_win(path: Path, capsys):
 
 
 def test_all_failed_is_a_sentence(path: Path, capsys):
-    assert sweep(Place(ends={1: "failed"}), "--epochs", "1", "--rate", "1e-4") == 1
+    assert sweep(Place(ends={1: "failed"}), "--epochs", "1", "--rate", "1e-4") == RunError.exit_code
     assert "Ninguna prueba" in capsys.readouterr().err
     assert not Path("x-elegida.yaml").exists()
 
