@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, int], ...] = (
     ("tasks", 4),
     *((f"elchat.{name}", 0) for name in (
         "errors", "files", "paths", "model_config", "config", "runs", "bases", "hardware",
-        "estimate",
+        "estimate", "plots",
     )),
     *((f"elchat.{name}", 1) for name in ("tokenizer", "chat_format", "gpt")),
     *((f"elchat.{name}", 2) for name in (
