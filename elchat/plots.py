@@ -167,7 +167,7 @@ def bar_chart(
 
 
 def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """Keep about `limit` points: the least and the greatest of each stretch, so no spike is lost."""
+    """Keep about `limit` points: each stretch gives its least and its greatest, spikes included."""
     if len(points) <= limit:
         return list(points)
     kept = [points[0]]
