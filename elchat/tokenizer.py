@@ -79,6 +79,10 @@ class Tokenizer:
         """Read the text of a tokenizer.json."""
         return cls(text.encode("utf-8"))
 
+    def to_json(self) -> str:
+        """The original tokenizer.json."""
+        return self._raw.decode("utf-8")
+
     def encode(self, text: str) -> list[int]:
         """Ids of the text; nothing is added, and special-token text is ordinary text."""
         if self._rust is not None:

@@ -33,6 +33,7 @@ __all__ = ["LoadedModel", "build_loaded", "load_model", "read_gguf", "save_hf"]
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 UNKNOWN_LICENCE = "desconocida"
+GGUF_SYSTEM_KEY = "elchat.default_system"
 SAVE_MARGIN_BYTES = 32 << 20  # vocabulary and JSON files
 MAX_NAMES_SHOWN = 5
 MAX_LAYERS = 512
@@ -242,6 +243,8 @@ def _load_gguf(
     manifest = _optional_object(path.parent / bases.MANIFEST_FILE)
     model = _materialise(file.config, file.iter_tensors(), str(path), dtype, device)
     known = bases.match(file.config)
+    if default_system is None:
+        default_system = file.metadata.get(GGUF_SYSTEM_KEY)
     return build_loaded(
         model,
         tokenizer,
