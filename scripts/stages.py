@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,19 +19,20 @@ from elchat.data.shards import ShardSet, TokenSource
 from elchat.engine import Engine
 from elchat.errors import ConfigError, ElchatError, ModelError
 from elchat.evaluation import sample_replies, score_languages
+from elchat.export import bundle
 from elchat.files import read_json, sha256_file, sha256_json, write_json
+from elchat.report import fertility
 from elchat.runs import Run
 from elchat.training import loop as training_loop
 from elchat.training.device import peak_memory_mib, plan_compute
 from elchat.training.loop import Job, Loop
 from elchat.training.plan import StagePlan, make_plan
 from elchat.training.reporter import Reporter
-from elchat.weights import LoadedModel, load_model, save_hf
+from elchat.weights import LoadedModel, load_model
 
 TrainedStage = Literal["cpt", "sft"]
 HELD_OUT_LANGUAGES = ("es", "en")
 HELD_OUT_ROWS = 2
-RELOAD_TOLERANCE = 1e-4  # of logits, between the weights exported and the same read back
 
 
 class Stopped(Exception):
@@ -142,44 +142,46 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
 
 
 def run_eval(worker: Worker) -> None:
-    """Sample replies of the base and of the result; scores come from the training stages."""
+    """Sample replies of the base and after each stage; scores come from the training stages."""
     config = worker.config
     prompts = config.evaluation.sample_prompts
     loaded = load_model(base_path(worker), dtype=torch.float32)
     replies = {"base": replies_of(loaded, config, prompts)}
-    load_result(worker, loaded)
-    if worker.reporter.should_stop():
-        raise Stopped
-    replies["result"] = replies_of(loaded, config, prompts)
+    for stage in enabled_stages(config):
+        if worker.reporter.should_stop():
+            raise Stopped
+        loaded.model.load_state_dict(final_checkpoint(worker, stage).model)
+        replies[stage] = replies_of(loaded, config, prompts)
     worker.finish("eval", prompts=prompts, replies=replies)
 
 
 def run_export(worker: Worker) -> None:
-    """Write the Hugging Face folder, read it back and compare its logits."""
+    """Write the Hugging Face folder with its card; read it back and compare."""
     loaded = load_model(base_path(worker), dtype=torch.float32)
     load_result(worker, loaded)
-    dtype = getattr(torch, worker.config.export.dtype)
-    save_hf(loaded, worker.run.model_path, dtype=dtype)
-    verify_export(loaded, worker.run.model_path, dtype)
-    outputs = {
-        str(path.relative_to(worker.run.path)): sha256_file(path)
-        for path in sorted(worker.run.model_path.iterdir())
-    }
+    done = bundle.export(
+        loaded,
+        "hf",
+        worker.run.model_path,
+        name=worker.run.id,
+        dtype=getattr(torch, worker.config.export.dtype),
+        facts=report.gather(worker.run),
+        base_folder=base_path(worker),
+        progress=lambda line: worker.reporter.log(f"[export] {line}"),
+    )
+    names = [*done.files, bundle.MANIFEST]
+    outputs = {f"model/{name}": sha256_file(worker.run.model_path / name) for name in names}
     worker.finish("export", outputs=outputs)
 
 
 def run_report(worker: Worker) -> None:
-    """Write report.md and the manifest of the run's artifacts."""
-    path = worker.run.path / "report.md"
-    stages = ["data", *enabled_stages(worker.config), "eval", "export"]
-    facts = {stage: worker.facts(stage) for stage in stages}
-    manifests: dict[str, Mapping[str, Any]] = {
-        stage: open_shards(worker, stage).manifest for stage in enabled_stages(worker.config)
-    }
-    report.write(path, worker.run, worker.config, facts, manifests)
-    files = {path.name: sha256_file(path), **facts["export"]["outputs"]}
-    write_json(worker.run.path / "manifest.json", {"files": files})
-    worker.finish("report", outputs={path.name: files[path.name]})
+    """Write report.html, report.md, report.json and the manifest of the run's artifacts."""
+    for stage in enabled_stages(worker.config):
+        open_shards(worker, stage)
+    facts = report.write(worker.run, fertility=fertility.measure(worker.run))
+    for problem in facts.problems:
+        worker.reporter.log(f"[report] AVISO: {problem}")
+    worker.finish("report", outputs=report.outputs(worker.run))
 
 
 STAGES: dict[str, Callable[[Worker], None]] = {
@@ -392,22 +394,3 @@ def replies_of(loaded: LoadedModel, config: Config, prompts: list[str]) -> list[
     """Greedy replies of a loaded model."""
     engine = Engine(loaded.model, loaded.tokenizer, loaded.chat, max_tokens=1024)
     return sample_replies(engine, prompts, max_new_tokens=config.evaluation.sample_max_new_tokens)
-
-
-def verify_export(loaded: LoadedModel, path: Path, dtype: torch.dtype) -> None:
-    """Compare logits of the weights in memory, cast to `dtype`, with the folder read back.
-
-    Raises:
-        ModelError: they differ; the folder is removed.
-    """
-    reread = load_model(path, dtype=dtype)
-    text = "Comprobación del modelo exportado: ¿se lee igual que se escribió?"
-    ids = torch.tensor([loaded.tokenizer.encode(text)])
-    rounded = loaded.model.to(dtype).float().eval()
-    with torch.no_grad():
-        difference = (rounded(ids) - reread.model.float().eval()(ids)).abs().max()
-    if not difference <= RELOAD_TOLERANCE:
-        shutil.rmtree(path)
-        raise ModelError(
-            f"El modelo exportado no se lee igual que se escribió (diferencia {difference:.3g})."
-        )

@@ -247,5 +247,3 @@ def _llama_cpp_rows(model: GPT, name: str, tensor: torch.Tensor) -> np.ndarray:
     if ".q_proj." in name:
         return permute(values, model.config.n_heads)
     return permute(values, model.config.n_kv_heads) if ".k_proj." in name else values
-
-

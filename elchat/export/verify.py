@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,38 +40,65 @@ class Check:
     source_agreement: float
 
 
-def verify(source: LoadedModel, state: dict[str, Tensor], path: Path) -> Check:
+@dataclass(frozen=True)
+class _Answer:
+    """What a model says to one prompt."""
+
+    logits_TV: Tensor
+    greedy: list[int]
+
+
+@torch.inference_mode()
+def verify(
+    source: LoadedModel, make_state: Callable[[], dict[str, Tensor]], path: Path, what: str
+) -> Check:
     """Read `path` and compare it with the weights that it should hold.
+
+    Never holds more than the source and one more model.
 
     Args:
         source: the model exported, as it is in memory; not changed.
-        state: its weights as the format rounds them, fp32.
+        make_state: its weights as the format rounds them, computed without the file.
         path: folder or file just written.
+        what: names it in the error.
 
     Raises:
         ModelError: it cannot be read back, or it is another model.
     """
+    prompts = prompt_ids(source)
+    wanted = _answers(with_state(source, make_state()).model, prompts)
+    original = with_state(source, source.model.state_dict()).model
+    firsts = [original(torch.tensor([ids]))[0].argmax(-1) for ids in prompts]
     reread = load_model(path, dtype=torch.float32)
     _same_vocabulary(source, reread)
-    expected = with_state(source, state)
-    original = with_state(source, source.model.state_dict()).model
-    difference, scale, positions, greedy, agreed = 0.0, 0.0, 0, 0, 0
-    for ids in prompt_ids(source):
-        batch = torch.tensor([ids])
-        with torch.no_grad():
-            want, got = expected.model(batch), reread.model(batch)
-            first = original(batch).argmax(-1)
-        difference = max(difference, float((want - got).abs().max()))
-        scale = max(scale, float(want.abs().max()))
-        positions += len(ids)
-        agreed += int((first == got.argmax(-1)).sum())
-        ours, theirs = greedy_tokens(expected.model, ids), greedy_tokens(reread.model, ids)
-        if ours != theirs:
-            raise _mismatch(path, f"genera {theirs[:6]}… y debería generar {ours[:6]}…")
-        greedy += len(ours)
-    if not difference <= TOLERANCE * max(1.0, scale):
-        raise _mismatch(path, f"diferencia {difference:.3g} en sus logits")
-    return Check(positions, difference, greedy, agreed / positions)
+    got = _answers(reread.model, prompts)
+    for ours, theirs in zip(wanted, got, strict=True):
+        difference = float((ours.logits_TV - theirs.logits_TV).abs().max())
+        if not difference <= TOLERANCE * max(1.0, float(ours.logits_TV.abs().max())):
+            raise _mismatch(what, f"diferencia {difference:.3g} en sus logits")
+        if ours.greedy != theirs.greedy:
+            raise _mismatch(
+                what, f"genera {theirs.greedy[:6]}… y debería generar {ours.greedy[:6]}…"
+            )
+    pairs = list(zip(wanted, got, strict=True))
+    positions = sum(map(len, prompts))
+    agreed = sum(
+        int((first == answer.logits_TV.argmax(-1)).sum())
+        for first, answer in zip(firsts, got, strict=True)
+    )
+    return Check(
+        positions=positions,
+        max_difference=max(float((a.logits_TV - b.logits_TV).abs().max()) for a, b in pairs),
+        greedy_tokens=sum(len(answer.greedy) for answer in got),
+        source_agreement=agreed / positions,
+    )
+
+
+@torch.inference_mode()
+def _answers(model: GPT, prompts: list[list[int]]) -> list[_Answer]:
+    return [
+        _Answer(model(torch.tensor([ids]))[0].clone(), greedy_tokens(model, ids)) for ids in prompts
+    ]
 
 
 def with_state(source: LoadedModel, state: dict[str, Tensor]) -> LoadedModel:
@@ -123,8 +151,8 @@ def _same_vocabulary(source: LoadedModel, reread: LoadedModel) -> None:
         )
 
 
-def _mismatch(path: Path, detail: str) -> ModelError:
+def _mismatch(what: str, detail: str) -> ModelError:
     return ModelError(
-        f"{path.name} no se lee igual que se escribió ({detail}): no se guarda nada; repítelo y, "
+        f"{what} no se lee igual que se escribió ({detail}): no se guarda nada; repítelo y, "
         "si vuelve a pasar, es un fallo de elchat."
     )

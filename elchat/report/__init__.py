@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from elchat.errors import ConfigError
 from elchat.files import sha256_file, write_json, write_text
 from elchat.report import markdown, page, sections
 from elchat.report.facts import FACTS_FILE, Facts, gather, saved
@@ -34,9 +35,12 @@ def write(run: Run, *, fertility: dict[str, dict[str, int]] | None = None) -> Fa
     return facts
 
 
-def write_page(path: Path, html: str) -> None:
-    """Replace an HTML file atomically."""
+def write_page(path: Path, html: str) -> Path:
+    """Replace an HTML file atomically; return its path."""
+    if path.is_dir():
+        raise ConfigError(f"--out es una carpeta ({path}): da el nombre de un archivo .html.")
     write_text(path, page.check_text(html))
+    return path
 
 
 def outputs(run: Run) -> dict[str, str]:

@@ -6,7 +6,7 @@ A run folder at any age is enough: only run.json and config.yaml must be there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,12 @@ class Facts:
     problems: list[str] = field(default_factory=list)
 
     @property
+    def is_trained(self) -> bool:
+        """Whether every training stage that was asked for ended."""
+        asked = [name for name in TRAINED if getattr(self.config.training, name).enabled]
+        return all(name in self.stages and self.stages[name].is_finished for name in asked)
+
+    @property
     def labels(self) -> list[str]:
         """Models evaluated on tasks, in order of training."""
         seen = {label for task in self.tasks for label in task.scores}
@@ -222,9 +228,7 @@ def gather(run: Run, *, fertility: dict[str, dict[str, int]] | None = None) -> F
 
 
 def saved(facts: Facts) -> dict[str, Any]:
-    """What report.json keeps: figures for programs, and what the shards may not be there to tell."""
-    from dataclasses import asdict
-
+    """What report.json keeps: figures for programs, and the data of shards that may vanish."""
     return {
         "schema": 1,
         "run": facts.id,
@@ -425,20 +429,18 @@ def _comparison(reader: FolderReader) -> dict[str, Any] | None:
     return None
 
 
-def _samples(
-    marker: dict[str, Any], evaluations: dict[str, dict[str, Any]]
-) -> list[Sample]:
+def _samples(marker: dict[str, Any], evaluations: dict[str, dict[str, Any]]) -> list[Sample]:
     replies: dict[str, dict[str, str]] = {}
     prompts = [str(prompt) for prompt in items(marker.get("prompts"))]
     for label, texts in mapping(marker.get("replies")).items():
-        for prompt, text in zip(prompts, items(texts), strict=False):
-            replies.setdefault(prompt, {})[str(label)] = str(text)
+        for question, text in zip(prompts, items(texts), strict=False):
+            replies.setdefault(question, {})[str(label)] = str(text)
     for label, evaluation in evaluations.items():
         for raw in items(evaluation.get("samples")):
             sample = mapping(raw)
-            prompt, text = sample.get("prompt"), sample.get("reply", sample.get("text"))
-            if isinstance(prompt, str) and isinstance(text, str):
-                replies.setdefault(prompt, {})[label] = text
+            prompt, reply = sample.get("prompt"), sample.get("reply", sample.get("text"))
+            if isinstance(prompt, str) and isinstance(reply, str):
+                replies.setdefault(prompt, {})[label] = reply
     return [Sample(prompt, _in_order(by_label)) for prompt, by_label in replies.items()]
 
 
@@ -447,9 +449,7 @@ def _in_order(by_label: dict[str, str]) -> dict[str, str]:
     return {label: by_label[label] for label in [*known, *(set(by_label) - set(known))]}
 
 
-def _data(
-    reader: FolderReader, marker: dict[str, Any], earlier: dict[str, Any]
-) -> list[Source]:
+def _data(reader: FolderReader, marker: dict[str, Any], earlier: dict[str, Any]) -> list[Source]:
     """From the shards' manifests where they are; a run brought home keeps its report's list."""
     found: list[Source] = []
     for stage, path in mapping(marker.get("shards")).items():
@@ -484,5 +484,5 @@ def _counts(value: Any) -> dict[str, dict[str, int]]:
     for language, raw in mapping(value).items():
         counts = {key: figure(mapping(raw).get(key)) for key in FERTILITY_KEYS}
         if all(counts.values()):
-            found[language] = {key: int(count or 0) for key, count in counts.items()}
+            found[language] = {key: int(number or 0) for key, number in counts.items()}
     return found

@@ -25,7 +25,7 @@ def render(facts: Facts) -> str:
         "## Bits por byte en texto apartado",
         "Menos es mejor. El texto apartado no se usó para entrenar: " + held_out_size(facts) + ".",
         score_table(facts),
-        *_task_sections(facts),
+        *task_sections(facts),
         "## Entrenamiento",
         training_table(facts),
         "## Respuestas de muestra",
@@ -97,11 +97,14 @@ def data_table(facts: Facts) -> str:
 
 def held_out_size(facts: Facts) -> str:
     """How much text the scores were measured on."""
-    return "; ".join(
-        f"{words.language_name(source.language)}, {number(source.documents, 0)} documentos y "
-        f"{format_bytes(source.bytes)}"
-        for source in facts.held_out
-    ) or "no hay"
+    return (
+        "; ".join(
+            f"{words.language_name(source.language)}, {words.documents(source.documents)} y "
+            f"{format_bytes(source.bytes)}"
+            for source in facts.held_out
+        )
+        or "no hay"
+    )
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, n_text: int) -> str:
@@ -111,7 +114,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, n_text: int) -
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def _task_sections(facts: Facts) -> list[str]:
+def task_sections(facts: Facts) -> list[str]:
+    """Heading and table of the tasks, if any was measured."""
     if not facts.tasks:
         return []
     rows = []
@@ -130,9 +134,9 @@ def _samples(facts: Facts) -> Iterator[str]:
     if not facts.samples:
         yield "Todavía no hay."
     for sample in facts.samples:
-        yield f"**{words.one_line(sample.prompt)}**\n"
+        yield f"**{_plain(sample.prompt)}**\n"
         for label, text in sample.replies.items():
-            yield f"- {words.label_name(label)}: {words.one_line(text)}"
+            yield f"- {words.label_name(label)}: {_plain(text)}"
         yield ""
 
 
@@ -145,5 +149,10 @@ def _provenance(facts: Facts) -> Iterator[str]:
         yield f"- `{name}`: sha256 `{digest[:16]}`"
 
 
+def _plain(text: str) -> str:
+    """One line in which no markup of a model's own is live."""
+    return words.one_line(text).replace("<", "&lt;")
+
+
 def _cell(text: str) -> str:
-    return text.replace("\n", " ").replace("|", "\\|")
+    return _plain(text).replace("|", "\\|")

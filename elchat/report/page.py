@@ -110,6 +110,15 @@ def paragraph(text: str, *, css: str = "") -> str:
     return f"<p{attribute}>{escape(text)}</p>"
 
 
+def verdict_box(headline: str, points: Sequence[str], *, css: str = "", advice: str = "") -> str:
+    """The first thing on a page: a sentence, what it rests on, what to do."""
+    last = paragraph(advice) if advice else ""
+    return (
+        f'<section class="verdict {css}" aria-label="Veredicto"><strong>{escape(headline)}</strong>'
+        f"{bullets(points)}{last}</section>"
+    )
+
+
 def bullets(lines: Sequence[str]) -> str:
     """A list of plain sentences."""
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""

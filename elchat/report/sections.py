@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from elchat import plots
@@ -55,11 +56,7 @@ def verdict(facts: Facts) -> str:
     """Better or not, by how much, whether to use it."""
     judged = words.verdict(facts)
     css = judged.judgement.replace(" ", "-")
-    return (
-        f'<section class="verdict {css}" aria-label="Veredicto"><strong>'
-        f"{page.escape(judged.headline)}</strong>{page.bullets(judged.points)}"
-        f"{page.paragraph(judged.advice)}</section>"
-    )
+    return page.verdict_box(judged.headline, judged.points, css=css, advice=judged.advice)
 
 
 def warnings(facts: Facts) -> str:
@@ -155,7 +152,7 @@ def cost(facts: Facts) -> str:
 
 def data(facts: Facts) -> str:
     """What it was trained on, and under which licences."""
-    shares = ", ".join(f"{name} ({number(n, 0)} documentos)" for name, n in words.licences(facts))
+    shares = ", ".join(f"{name} ({words.documents(n)})" for name, n in words.licences(facts))
     rows = [
         [
             STAGE_NAMES.get(source.stage, source.stage),
@@ -319,7 +316,7 @@ def task_chart(facts: Facts) -> str:
 
 def _stage_ends(facts: Facts) -> list[tuple[float, str]]:
     trained = [moment for moment in facts.curve if moment.stage in STAGE_NAMES]
-    pairs = zip(trained, trained[1:], strict=False)
+    pairs = pairwise(trained)
     return [(a.tokens, f"fin de {a.stage.upper()}") for a, b in pairs if a.stage != b.stage]
 
 

@@ -36,13 +36,14 @@ class Verdict:
 def verdict(facts: Facts) -> Verdict:
     """Judge a run by its paired comparison if there is one, else by bits per byte alone."""
     points = []
-    if facts.outcome != "done" and not facts.files:
+    if not facts.is_trained:
         points.append("La ejecución no ha terminado: esto es lo que hay hasta ahora.")
     compared = mapping(facts.comparison)
     spanish, english = facts.scores.get("es", []), facts.scores.get("en", [])
     points += _change_points(spanish, english, compared)
     points += [str(reason) for reason in items(compared.get("reasons"))]
-    if compared.get("verdict") in ("mejor", "peor", "sin evidencia"):
+    is_tested = compared.get("verdict") in ("mejor", "peor", "sin evidencia")
+    if is_tested:
         judgement: Judgement = compared["verdict"]
     else:
         judgement = _judge_by_bits(spanish)
@@ -51,9 +52,10 @@ def verdict(facts: Facts) -> Verdict:
                 "Es una sola semilla y una sola medida, sin intervalo: para un veredicto con "
                 f"prueba estadística, elchat eval {facts.id}."
             )
+    what, where = ("es", " en español") if is_tested else ("predice el español", "")
     headline = {
-        "mejor": "El modelo es mejor que su base en español.",
-        "peor": "El modelo es peor que su base en español.",
+        "mejor": f"El modelo {what} mejor que su base{where}.",
+        "peor": f"El modelo {what} peor que su base{where}.",
         "sin evidencia": "No hay evidencia de que el modelo sea mejor que su base en español.",
     }[judgement]
     forgets = is_forgetting(english)
@@ -85,6 +87,11 @@ def licences(facts: Facts) -> list[tuple[str, int]]:
         if source.split == "train":
             counted[source.licence] += source.documents
     return counted.most_common()
+
+
+def documents(count: int) -> str:
+    """'1 documento', '12 documentos'."""
+    return f"{number(count, 0)} documento{'' if count == 1 else 's'}"
 
 
 def label_name(label: str) -> str:
