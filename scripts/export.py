@@ -25,6 +25,7 @@ from elchat.report.words import number
 from elchat.weights import load_model
 
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
+LOW_AGREEMENT = 0.8
 DEFAULT_TYPES = {"hf": "bf16", "gguf": "q8_0", "ollama": "q8_0"}
 
 
@@ -59,6 +60,11 @@ def main(argv: list[str] | None = None) -> int:
         f"posiciones comparadas (diferencia máxima {check.max_difference:.1g}); coincide con el "
         f"original en el {number(100 * check.source_agreement, 1)} % de las posiciones."
     )
+    if check.source_agreement < LOW_AGREEMENT:
+        print(
+            "Aviso: con tan pocos bits este modelo ya no dice lo mismo; prueba --type q8_0.",
+            file=sys.stderr,
+        )
     print(f"Exportado en {done.path}")
     return 0
 

@@ -128,6 +128,7 @@ def export(
         (folder / "README.md").write_text(card, encoding="utf-8")
         for file_name, content in duties.files.items():
             (folder / file_name).write_text(content, encoding="utf-8")
+        _share_modes(folder)
         files = {p.name: sha256_file(p) for p in sorted(folder.iterdir())}
         write_json(folder / MANIFEST, _manifest(target, kind, dtype, name, files, check))
     total = sum(p.stat().st_size for p in out.iterdir())
@@ -150,6 +151,13 @@ def refuse_existing(out: Path, replace: bool) -> None:
             f"{out} ya tiene una exportación.",
             hint="Elige otra carpeta con --out o sustitúyela con --force",
         )
+
+
+def _share_modes(folder: Path) -> None:
+    """Give every file the card's permissions: safetensors writes its own for the owner alone."""
+    mode = (folder / "README.md").stat().st_mode
+    for path in folder.iterdir():
+        path.chmod(mode)
 
 
 def _rounded(loaded: LoadedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -28,8 +28,9 @@ def summary(view: Packing) -> list[str]:
         share = 100 * source.supervised / max(1, source.tokens)
         lines.append(
             f"  {source.name} ({source.language}, {source.licence}): "
-            f"{documents(source.documents)}, {number(source.tokens, 0)} tokens, se aprende el {number(share, 1)} %, se lee "
-            f"{number(source.passes, 2)} veces por vuelta"
+            f"{documents(source.documents)}, {number(source.tokens, 0)} tokens, "
+            f"se aprende el {number(share, 1)} %, "
+            f"se lee {number(source.passes, 2)} veces por vuelta"
         )
     return lines
 
