@@ -65,7 +65,7 @@ def render(
         "se le dijo hace rato. No sirve para decisiones de salud, dinero o derecho.",
         "## Licencia\n\n" + "\n".join(f"- {point}" for point in duties.points),
     ]
-    return "\n\n".join(filter(None, sections)) + "\n"
+    return markdown.inert("\n\n".join(filter(None, sections)) + "\n")
 
 
 def _front_matter(base: Base | None, duties: Obligations, facts: Facts | None) -> str:

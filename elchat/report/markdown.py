@@ -38,7 +38,12 @@ def render(facts: Facts) -> str:
     ]
     if facts.problems:
         sections += ["## Avisos", "\n".join(f"- {problem}" for problem in facts.problems)]
-    return "\n\n".join(sections) + "\n"
+    return inert("\n\n".join(sections) + "\n")
+
+
+def inert(text: str) -> str:
+    """Markdown in which no HTML of a text's own is live; nothing of ours needs a «<»."""
+    return text.replace("<", "&lt;")
 
 
 def score_table(facts: Facts) -> str:
@@ -134,9 +139,9 @@ def _samples(facts: Facts) -> Iterator[str]:
     if not facts.samples:
         yield "Todavía no hay."
     for sample in facts.samples:
-        yield f"**{_plain(sample.prompt)}**\n"
+        yield f"**{words.one_line(sample.prompt)}**\n"
         for label, text in sample.replies.items():
-            yield f"- {words.label_name(label)}: {_plain(text)}"
+            yield f"- {words.label_name(label)}: {words.one_line(text)}"
         yield ""
 
 
@@ -149,10 +154,5 @@ def _provenance(facts: Facts) -> Iterator[str]:
         yield f"- `{name}`: sha256 `{digest[:16]}`"
 
 
-def _plain(text: str) -> str:
-    """One line in which no markup of a model's own is live."""
-    return words.one_line(text).replace("<", "&lt;")
-
-
 def _cell(text: str) -> str:
-    return _plain(text).replace("|", "\\|")
+    return words.one_line(text).replace("|", "\\|")

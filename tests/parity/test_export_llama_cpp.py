@@ -61,9 +61,13 @@ def test_transformers_generates_the_same(tmp_path: Path, family: str, changes: d
     assert tokenizer(prompt, add_special_tokens=False).input_ids == ids
     prompt_BT = torch.tensor([ids])
     generated = theirs.generate(  # without a mask it hides every <|im_end|>, which is also the pad
-        prompt_BT, attention_mask=torch.ones_like(prompt_BT), max_new_tokens=N_TOKENS, min_new_tokens=N_TOKENS, do_sample=False,
+        prompt_BT,
+        attention_mask=torch.ones_like(prompt_BT),
+        max_new_tokens=N_TOKENS,
+        min_new_tokens=N_TOKENS,
+        do_sample=False,
         eos_token_id=None,
-    )  # fmt: skip
+    )
     assert generated[0, len(ids) :].tolist() == greedy_tokens(source.model, ids, N_TOKENS)
 
 
