@@ -24,6 +24,7 @@ body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 66rem; color: va
 h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; padding-top: .6rem;
   border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.1rem 0 .3rem; }
 p { margin: .4rem 0; max-width: 46rem; }
 .soft { color: var(--soft); }
 .verdict { margin: 1.2rem 0; padding: .9rem 1.1rem; background: var(--panel);
