@@ -25,6 +25,9 @@ from tests import toys
 
 # Llama's divisors in a GGUF say only the published constants.
 SCALED = {"rope_scaling": RopeScaling(32.0, 1.0, 4.0, 8_192)}
+GPT2_SPLIT = {
+    "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True,
+}  # fmt: skip
 KINDS = ("f16", "q8_0", "q4_0")
 BIASES = {"has_qkv_bias": True, "has_o_bias": True, "has_mlp_bias": True}
 
@@ -136,7 +139,7 @@ def test_each_family_names_its_word_splitter(tmp_path: Path, family):
 
 def test_a_vocabulary_llama_cpp_does_not_know_is_refused(tmp_path: Path):
     spec = json.loads(toys.tokenizer_json("smollm"))
-    spec["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    spec["pre_tokenizer"] = {**GPT2_SPLIT}
     other = toys.loaded("smollm")
     loaded = build_loaded(
         other.model, Tokenizer.from_json(json.dumps(spec)), origin="x", licence="CC0"
