@@ -80,5 +80,6 @@ def _run(action: str, source: str, given: Mapping[str, object], html: Path | Non
     path = Path(source).expanduser()
     if not path.exists():
         path = preflight.find_config(path)  # "demo" is configs/training_demo.yaml
-    resolved = str(path.absolute()) if path.exists() else source
+    is_path = path.is_file() or any((path / n).is_file() for n in ("manifest.json", "run.json"))
+    resolved = str(path.absolute()) if is_path or path.suffix else source
     raise typer.Exit(run_script("scripts.data_view", action, *words, "--", resolved))

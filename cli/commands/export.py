@@ -71,4 +71,5 @@ def _source(source: str | None) -> list[str]:
     if source is None:
         return []
     path = Path(source).expanduser()
-    return ["--", str(path.absolute()) if path.exists() else source]
+    is_path = path.is_file() or any((path / n).is_file() for n in ("config.json", "run.json"))
+    return ["--", str(path.absolute()) if is_path else source]
