@@ -20,16 +20,15 @@ from elchat import config as config_module
 from elchat import hub, report, runs
 from elchat.config import Config, SourceSection
 from elchat.data.conversations import Fitter, normalise_messages
-from elchat.data.prepare import prepare
 from elchat.data.shards import MANIFEST, ShardSet
 from elchat.data.sources import Conversation, SourceReader
 from elchat.data.supervision import require_mixed
 from elchat.data.view import Packing, Piece, conversation, packing, totals
 from elchat.errors import ConfigError, DataError, ElchatError
-from elchat.files import sha256_json
 from elchat.report import tokens
 from elchat.report.reading import FolderReader, mapping
 from elchat.weights import LoadedModel, load_skeleton
+from scripts.stages import make_shards
 
 STAGES = ("cpt", "sft")
 DEFAULT_MODEL = "smollm2-135m"
@@ -230,15 +229,10 @@ def open_or_prepare(
     path = mapping(mapping(marker).get("shards")).get(stage)
     if path and Path(str(path)).exists():
         return ShardSet.open(Path(str(path)))
-    return prepare(
+    return make_shards(
         config,
         "sft" if stage == "sft" else "cpt",
-        encode_batch=loaded.tokenizer.encode_batch,
-        tokenizer_sha256=loaded.tokenizer.sha256,
-        prefix_ids=loaded.doc_prefix_ids,
-        eos_id=loaded.eos_id,
-        render=loaded.chat.render if stage == "sft" else None,
-        render_fingerprint=sha256_json(loaded.chat.jinja_template()),
+        loaded,
         progress=lambda done, total, line: print(f"[{stage}] {line}", file=sys.stderr),
     )
 

@@ -14,7 +14,7 @@ import torch
 from elchat import checkpoint, hub, report
 from elchat.config import Config, StageSection
 from elchat.data.loader import Batch, PackedLoader, heldout_batches
-from elchat.data.prepare import PreparationStopped, prepare
+from elchat.data.prepare import PreparationStopped, Progress, prepare
 from elchat.data.shards import ShardSet, TokenSource
 from elchat.engine import Engine
 from elchat.errors import ConfigError, ElchatError, ModelError
@@ -274,17 +274,35 @@ def warn_of_idle_keys(worker: Worker) -> None:
 
 def prepare_shards(worker: Worker, stage: TrainedStage, loaded: LoadedModel) -> ShardSet:
     """Tokenised data of one stage, made now or found made."""
-    return prepare(
+    return make_shards(
         worker.config,
         stage,
-        encode_batch=loaded.tokenizer.encode_batch,
+        loaded,
+        progress=data_progress(worker.reporter, stage),
+        should_stop=worker.reporter.should_stop,
+    )
+
+
+def make_shards(
+    config: Config,
+    stage: TrainedStage,
+    loaded: LoadedModel,
+    *,
+    progress: Progress,
+    should_stop: Callable[[], bool] | None = None,
+) -> ShardSet:
+    """Tokenise a stage's data as a model's vocabulary and chat format ask."""
+    return prepare(
+        config,
+        stage,
+        encode_arrays=loaded.tokenizer.encode_arrays,
         tokenizer_sha256=loaded.tokenizer.sha256,
         prefix_ids=loaded.doc_prefix_ids,
         eos_id=loaded.eos_id,
         render=loaded.chat.render if stage == "sft" else None,
         render_fingerprint=sha256_json(loaded.chat.jinja_template()),
-        progress=data_progress(worker.reporter, stage),
-        should_stop=worker.reporter.should_stop,
+        progress=progress,
+        should_stop=should_stop,
     )
 
 

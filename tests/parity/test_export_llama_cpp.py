@@ -96,4 +96,4 @@ def test_the_real_model_in_llama_cpp(tmp_path: Path, kind: str):
             agreed += sum(a == b for a, b in zip(forced, theirs, strict=True))
             total += len(theirs)
     print(f"{kind}: {agreed}/{total}")
-    assert agreed >= 0.95 * total
+    assert agreed >= (0.98 if kind == "f16" else 0.9) * total  # seen: 96 and 92 of 96

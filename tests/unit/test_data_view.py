@@ -31,17 +31,10 @@ def folder(tmp_path: Path) -> Path:
 
 def shards(folder: Path, stage: str) -> ShardSet:
     from elchat import config
+    from scripts.stages import make_shards
 
-    loaded = toys.loaded("smollm")
-    return prepare(
-        config.parse(tiny_run.raw_config(folder), origin="x"),
-        stage,
-        encode_batch=loaded.tokenizer.encode_batch,
-        tokenizer_sha256=loaded.tokenizer.sha256,
-        prefix_ids=loaded.doc_prefix_ids,
-        eos_id=loaded.eos_id,
-        render=loaded.chat.render if stage == "sft" else None,
-    )
+    parsed = config.parse(tiny_run.raw_config(folder), origin="x")
+    return make_shards(parsed, stage, toys.loaded("smollm"), progress=lambda *_: None)
 
 
 def view(folder: Path, stage: str, n_rows: int = 4):
@@ -132,7 +125,7 @@ def test_the_data_stage_refuses_a_mask_of_everything(folder: Path):
         prepare(
             config.parse(tiny_run.raw_config(folder), origin="x"),
             "sft",
-            encode_batch=loaded.tokenizer.encode_batch,
+            encode_arrays=loaded.tokenizer.encode_arrays,
             tokenizer_sha256="x",
             render=render,
         )
