@@ -78,7 +78,10 @@ def scores(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, list[tuple[str, 
     rows: dict[str, list[tuple[str, float]]] = {}
     for stage in STAGE_NAMES:
         progress = facts.get(stage, {}).get("progress") or {}
-        moments = [("antes", progress.get("before")), (f"tras {stage.upper()}", progress["after"])]
+        moments = [
+            ("antes", progress.get("before")),
+            (f"tras {stage.upper()}", progress.get("after")),
+        ]
         for moment, values in moments if not rows else moments[1:]:
             for language, value in (values or {}).items():
                 rows.setdefault(language, []).append((moment, value))
