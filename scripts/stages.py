@@ -312,7 +312,7 @@ def prepare_shards(worker: Worker, stage: TrainedStage, loaded: LoadedModel) -> 
     return prepare(
         worker.config,
         stage,
-        encode_batch=loaded.tokenizer.encode_batch,
+        encode_arrays=loaded.tokenizer.encode_arrays,
         tokenizer_sha256=loaded.tokenizer.sha256,
         prefix_ids=loaded.doc_prefix_ids,
         eos_id=loaded.eos_id,
