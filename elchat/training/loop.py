@@ -259,6 +259,7 @@ class Loop:
     # --- between steps ------------------------------------------------------------------------
 
     def _after_step(self) -> None:
+        self.saver.settle()
         step, evaluation = self.progress.step, self.job.evaluation
         is_log_step = step % evaluation.log_every_steps == 0
         if self.job.settings.max_minutes is not None and (is_log_step or step in REPLAN_AT_STEPS):

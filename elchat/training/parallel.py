@@ -63,8 +63,7 @@ class Parallel:
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():
-            dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
-                                    timeout=PATIENCE)  # fmt: skip
+            _join(device)
 
     @property
     def is_main(self) -> bool:
@@ -164,6 +163,23 @@ class Parallel:
         """Leave the group."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _join(device: str) -> None:
+    """Meet the others.
+
+    The launcher keeps its store when it starts everybody again; without a prefix of its own a new
+    start would read the addresses of the dead.
+    """
+    store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
+        store=dist.PrefixStore(f"elchat/{attempt}", store),
+        rank=rank,
+        world_size=world,
+        timeout=PATIENCE,
+    )
 
 
 def full_norm(norm: Tensor) -> Tensor:

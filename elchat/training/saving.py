@@ -37,6 +37,10 @@ class Saver:
         moments = self.optimizer.tensors(model)
         checkpoint.save(self.root, step, model=weights, optimizer=moments, meta=meta)
 
+    def settle(self) -> None:
+        """Finish what is written by now."""
+        self._sharded.settle()
+
     def save_final(self, step: int, meta: dict[str, Any]) -> None:
         """Write the stage's result: an ordinary model, adapters merged, no moments."""
         self._sharded.finish()

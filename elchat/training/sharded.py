@@ -6,6 +6,7 @@ every part is written, hashed and renamed, as `elchat.checkpoint` does for one p
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,16 @@ class ShardedCheckpoints:
             process_group=self._group,
         )
         final = self.root / f"step_{step:06d}"
+        meta = copy.deepcopy(meta)  # the loop's counters go on while this is written
         self._pending = Pending(future, temporary, final, step, meta)  # type: ignore[arg-type]
+
+    def settle(self) -> None:
+        """Make the one under way a checkpoint if it is written; does not wait for it.
+
+        The first process's part ends last: it gathers what the others wrote.
+        """
+        if self._pending is not None and self.parallel.agree(float(self._pending.future.done()))[0]:
+            self.finish()
 
     def finish(self) -> None:
         """Wait for the one under way, if any, and make it a checkpoint."""
