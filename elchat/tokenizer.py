@@ -150,6 +150,11 @@ class Tokenizer:
             )
         return b"" if token_id in self._hidden_ids else self._bytes[token_id]
 
+    @property
+    def json_text(self) -> str:
+        """The tokenizer.json this was built from."""
+        return self._raw.decode("utf-8")
+
     def save(self, path: Path) -> None:
         """Write the original tokenizer.json, byte for byte, flushed to disk."""
         with open(path, "wb") as handle:

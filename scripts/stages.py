@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from elchat.training import loop as training_loop
 from elchat.training.adapters import add_adapters, add_embedding_noise, freeze
 from elchat.training.device import peak_memory_mib, plan_compute
 from elchat.training.loop import Job, Loop
+from elchat.training.parallel import Parallel
 from elchat.training.plan import StagePlan, make_plan
 from elchat.training.reporter import Reporter
 from elchat.weights import LoadedModel, load_model
@@ -41,6 +42,10 @@ class Stopped(Exception):
     """A stop was asked for and obeyed; the run can be resumed."""
 
 
+class OtherFailed(Exception):
+    """The process that speaks for all has stopped or failed, and says why."""
+
+
 @dataclass(frozen=True)
 class Worker:
     """What every stage needs."""
@@ -48,6 +53,7 @@ class Worker:
     run: Run
     config: Config
     reporter: Reporter
+    parallel: Parallel = field(default_factory=Parallel)
 
     def marker(self, stage: str) -> Path:
         """File that says a stage is finished and with what outputs."""
@@ -55,7 +61,8 @@ class Worker:
 
     def finish(self, stage: str, **facts: Any) -> None:
         """Mark a stage as finished."""
-        write_json(self.marker(stage), {"finished": time.time(), **facts})
+        if self.parallel.is_main:
+            write_json(self.marker(stage), {"finished": time.time(), **facts})
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What a finished stage left written."""
@@ -64,6 +71,11 @@ class Worker:
 
     def is_finished(self, stage: str) -> bool:
         """Whether a stage's marker is there and its outputs still verify."""
+        if not self.parallel.is_main:
+            return bool(self.parallel.agree(0.0)[0])
+        return bool(self.parallel.agree(float(self._is_verified(stage)))[0])
+
+    def _is_verified(self, stage: str) -> bool:
         try:
             outputs = self.facts(stage).get("outputs", {})
             return all(sha256_file(self.run.path / name) == sha for name, sha in outputs.items())
@@ -87,6 +99,7 @@ def run_data(worker: Worker) -> None:
 def run_training(worker: Worker, stage: TrainedStage) -> None:
     """Train one stage from where the previous one ended, or from its newest checkpoint."""
     config, settings = worker.config, stage_settings(worker.config, stage)
+    worker.parallel.check(settings, stage, config.compute.sharding)
     shards = open_shards(worker, stage)
     previous = previous_stage(worker, stage)
     loaded = load_model(base_path(worker), dtype=torch.float32)
@@ -100,7 +113,7 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
         pad_id=loaded.pad_id,
         prefetch=True,
     )
-    plan = StagePlan.load(plan_path) or new_plan(worker, stage, plan_path, loader)
+    plan = shared_plan(worker, stage, plan_path, loader)
     torch.set_num_threads(plan.compute.threads)
     torch.manual_seed(config.training.seed)
     model = loaded.model.to(plan.compute.device)
@@ -134,6 +147,8 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
             ),
             reload_initial=functools.partial(initial_state, worker, stage),
             **known_scores(worker, stage),
+            parallel=worker.parallel,
+            sharding=config.compute.sharding,
         )
     )
     settle_compilation(worker, job_loop)
@@ -215,15 +230,37 @@ def walk(worker: Worker, only: str | None = None) -> None:
         if worker.is_finished(stage):
             worker.reporter.log(f"[{stage}] ya estaba hecha")
             continue
-        if worker.reporter.should_stop():
+        if worker.parallel.agree(float(worker.reporter.should_stop()))[0]:
             raise Stopped
         worker.reporter.status(stage=stage, step=0, total_steps=0, eta_s=None)
         began = time.monotonic()
         try:
-            run_stage(worker)
+            run_together(worker, stage, run_stage)
         except PreparationStopped:
             raise Stopped from None
         worker.reporter.log(f"[{stage}] hecha en {time.monotonic() - began:.0f} s")
+
+
+def run_together(worker: Worker, stage: str, run_stage: Callable[[Worker], None]) -> None:
+    """Training is for every process; the rest for the first, while the others wait.
+
+    Raises:
+        OtherFailed: in the others, when the first one could not go on.
+    """
+    if stage in ("cpt", "sft") or worker.parallel.world == 1:
+        run_stage(worker)
+        worker.parallel.barrier()
+        return
+    if not worker.parallel.is_main:
+        if not worker.parallel.agree(0.0)[0]:
+            raise OtherFailed
+        return
+    is_good = 0.0
+    try:
+        run_stage(worker)
+        is_good = 1.0
+    finally:
+        worker.parallel.agree(is_good)
 
 
 # --- pieces ------------------------------------------------------------------------------------
@@ -331,6 +368,16 @@ def open_shards(worker: Worker, stage: TrainedStage) -> ShardSet:
         return prepare_shards(worker, stage, loaded)
 
 
+def shared_plan(worker: Worker, stage: TrainedStage, path: Path, loader: PackedLoader) -> StagePlan:
+    """The stage's plan: kept, or made by the first process and read by the others."""
+    if worker.parallel.is_main and StagePlan.load(path) is None:
+        new_plan(worker, stage, path, loader)
+    worker.parallel.barrier()
+    plan = StagePlan.load(path)
+    assert plan is not None
+    return plan
+
+
 def new_plan(worker: Worker, stage: TrainedStage, path: Path, loader: PackedLoader) -> StagePlan:
     """Measure the machine and decide how this stage will run."""
     config = worker.config
@@ -349,7 +396,11 @@ def new_plan(worker: Worker, stage: TrainedStage, path: Path, loader: PackedLoad
 def settle_compilation(worker: Worker, job_loop: Loop) -> None:
     """Compile the blocks if the plan says so; a new plan finds out first."""
     plan, stage = job_loop.job.plan, job_loop.job.stage
-    if plan.is_compiled is None:
+    if worker.parallel.world > 1:  # a trial would have to be the same for all: go by the device
+        mode = worker.config.compute.compile
+        if mode == "always" or (mode == "auto" and plan.compute.device == "cuda"):
+            compiled.compile_blocks(job_loop.model)
+    elif plan.is_compiled is None:
         worker.reporter.log(f"[{stage}] se prueba si compilar las capas compensa")
         choice = compiled.choose(
             job_loop.model,

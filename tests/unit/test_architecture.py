@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, int], ...] = (
         "tokenizer", "chat_format", "attention", "gpt", "hooks", "philox",
     )),
     *((f"elchat.{name}", 2) for name in (
-        "weights", "gguf_reader", "hub", "model_store", "checkpoint", "sampling",
+        "weights", "vocabulary", "gguf_reader", "hub", "model_store", "checkpoint", "sampling",
     )),
     ("elchat.engine", 3),
     *((f"elchat.{name}", 4) for name in ("evaluation", "report", "export", "scheduler")),
