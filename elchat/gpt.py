@@ -205,6 +205,7 @@ class GPT(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
+        mask_BTS: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Final normalised states, [B, T, C].
@@ -214,6 +215,8 @@ class GPT(nn.Module):
             positions_BT: RoPE positions; default continues the cache.
             segments_BT: packing: a token attends only to its own segment's past. None is faster
                 where no row holds two. Not with a cache.
+            mask_BTS: True where a new token may look at a cached or new one, instead of the causal
+                mask: a tree of continuations in one row, or padding in front of a row.
             cache: keys and values of earlier tokens; extended in place.
 
         Raises:
@@ -222,12 +225,13 @@ class GPT(nn.Module):
         past = cache.length if cache is not None else 0
         t = ids_BT.shape[1]
         limit = cache.max_tokens if cache is not None else self.config.max_positions
-        if past + t > limit:
+        has_many_texts = mask_BTS is not None and cache is None  # each within its own positions
+        if past + t > limit and not has_many_texts:
             raise ModelError(
                 f"La secuencia tiene {past + t} tokens y solo caben {limit}: acorta el texto o "
                 "baja context_tokens."
             )
-        plan = self._plan(ids_BT, positions_BT, segments_BT, past)
+        plan = self._plan(ids_BT, positions_BT, segments_BT, mask_BTS, past)
         x_BTC = self.model.embed_tokens(ids_BT)
         for i, block in enumerate(self.model.layers):
             if self.uses_activation_checkpointing and self.training:
@@ -251,14 +255,21 @@ class GPT(nn.Module):
         return F.linear(x_BTC, self.head_weight_VC)
 
     def _plan(
-        self, ids_BT: Tensor, positions_BT: Tensor | None, segments_BT: Tensor | None, past: int
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None,
+        segments_BT: Tensor | None,
+        mask_BTS: Tensor | None,
+        past: int,
     ) -> AttentionPlan:
         t, device = ids_BT.shape[1], ids_BT.device
         if positions_BT is None:
             positions_BT = torch.arange(past, past + t, device=device)[None]
         cos, sin = self._rotations(positions_BT)
         mask = None
-        if segments_BT is not None:
+        if mask_BTS is not None:
+            mask = mask_BTS[:, None]
+        elif segments_BT is not None:
             mask = packed_mask(segments_BT)
         elif past and t > 1:
             query = torch.arange(past, past + t, device=device)

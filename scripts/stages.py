@@ -19,7 +19,7 @@ from elchat.data.prepare import PreparationStopped, prepare
 from elchat.data.shards import ShardSet, TokenSource
 from elchat.engine import Engine
 from elchat.errors import ConfigError, ElchatError, ModelError
-from elchat.evaluation import sample_replies, score_languages
+from elchat.evaluation.held_out import sample_replies, score_languages
 from elchat.files import read_json, sha256_file, sha256_json, write_json
 from elchat.runs import Run
 from elchat.training import loop as training_loop
