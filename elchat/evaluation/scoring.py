@@ -220,9 +220,7 @@ def _score_row(
     return _gather(trees, logprobs, greedy)
 
 
-def _mask(
-    question: list[int], branch: list[int], past: int, device: torch.device
-) -> Tensor:
+def _mask(question: list[int], branch: list[int], past: int, device: torch.device) -> Tensor:
     """[1, T, S]: the shared beginning, the question's trunk and one's own branch, never later."""
     question_T = torch.tensor(question, device=device)
     branch_T = torch.tensor(branch, device=device)
