@@ -94,6 +94,11 @@ class ChoiceItem:
     group: str = ""
 
     @property
+    def random(self) -> float:
+        """Chance of guessing right."""
+        return len(self.gold) / len(self.options)
+
+    @property
     def text(self) -> str:
         """What to look for in the training data."""
         right = self.options[self.gold[0]]
@@ -109,6 +114,7 @@ class TextItem:
         until: the answer ends before any of these.
         answers: accepted ones.
         test: code tasks only: a program that fails if the answer is wrong.
+        random: chance of guessing right.
     """
 
     id: str
@@ -118,6 +124,7 @@ class TextItem:
     max_new_tokens: int = 256
     test: str = ""
     group: str = ""
+    random: float = 0.0
 
     @property
     def text(self) -> str:
@@ -166,7 +173,7 @@ class Task:
         version: raised with every change of questions or marks.
         title_es: for people.
         metric: the figure quoted; `also` are computed too.
-        random: what guessing scores on `metric`; None if it depends on the options of each item.
+        random: what guessing scores on `metric`; None for the mean of the items' own.
         make_items: (rows, few-shot rows) -> items.
         grade: marks of a written answer, by metric (not for multiple choice nor code).
         uses_chat: the prompt is a user's turn in the model's chat format.

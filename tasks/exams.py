@@ -51,6 +51,7 @@ def by_generation(records: Sequence[Record], _: Sequence[Record]) -> list[Item]:
                 (LETTERS[gold],),
                 max_new_tokens=16,
                 group=record.text("subject"),
+                random=1 / len(choices),
             )
         )
     return items

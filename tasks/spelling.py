@@ -7,14 +7,58 @@ from typing import Any
 
 from tasks.common import Data, Item, Record, Task, TextItem, grade_number
 
-WORDS = (
-    "murciélago otorrinolaringólogo carretera ferrocarril guitarra zanahoria cigüeña pingüino "
-    "paralelepípedo electroencefalografista ornitorrinco cacahuete berenjena aguacate mariposa "
-    "biblioteca desayuno terremoto arrecife sacacorchos parrilla llovizna castillo ballena "
-    "hormiguero relámpago escalofrío bicicleta esternocleidomastoideo ahorro azahar huérfano "
-    "alcachofa rinoceronte hipopótamo espantapájaros paraguas rompecabezas sacapuntas telaraña "
-    "abuela nieve niño montaña mañana otoño cuñado pañuelo champiñón muñeca"
-).split()
+WORDS = [
+    "murciélago",
+    "otorrinolaringólogo",
+    "carretera",
+    "ferrocarril",
+    "guitarra",
+    "zanahoria",
+    "cigüeña",
+    "pingüino",
+    "paralelepípedo",
+    "electroencefalografista",
+    "ornitorrinco",
+    "cacahuete",
+    "berenjena",
+    "aguacate",
+    "mariposa",
+    "biblioteca",
+    "desayuno",
+    "terremoto",
+    "arrecife",
+    "sacacorchos",
+    "parrilla",
+    "llovizna",
+    "castillo",
+    "ballena",
+    "hormiguero",
+    "relámpago",
+    "escalofrío",
+    "bicicleta",
+    "esternocleidomastoideo",
+    "ahorro",
+    "azahar",
+    "huérfano",
+    "alcachofa",
+    "rinoceronte",
+    "hipopótamo",
+    "espantapájaros",
+    "paraguas",
+    "rompecabezas",
+    "sacapuntas",
+    "telaraña",
+    "abuela",
+    "nieve",
+    "niño",
+    "montaña",
+    "mañana",
+    "otoño",
+    "cuñado",
+    "pañuelo",
+    "champiñón",
+    "muñeca",
+]
 
 
 def rows() -> Iterator[Mapping[str, Any]]:
@@ -46,7 +90,7 @@ TASKS = (
         title_es="Contar letras de una palabra",
         kind="exact_match",
         metric="exact_match",
-        random=None,
+        random=0.0,
         source="elchat",
         licence="CC0-1.0",
         language="es",

@@ -150,7 +150,7 @@ def _tree(group: Sequence[Pair], max_positions: int) -> _Tree:
     return _Tree(inputs[0][:n], [ids[n:] for ids in inputs], n_context, targets)
 
 
-def _common_length(rows: Sequence[Sequence[int]]) -> int:
+def _common_length(rows: Sequence[list[int]]) -> int:
     """Length of the longest common beginning."""
     first, last = min(rows), max(rows)
     for i, (a, b) in enumerate(zip(first, last, strict=False)):

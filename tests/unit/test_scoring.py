@@ -54,7 +54,8 @@ def random_groups(seed: int, shared: int = 0) -> list[list[Pair]]:
         groups.append(
             [Pair(context, middle + ids(draw.randrange(1, 6))) for _ in range(draw.randrange(1, 5))]
         )
-    groups.append([Pair(start + [3], [5]), Pair(start + [3], [7]), Pair(start + [3], [5, 7, 9])])
+    near = [*start, 3]
+    groups.append([Pair(near, [5]), Pair(near, [7]), Pair(near, [5, 7, 9])])
     return groups
 
 
