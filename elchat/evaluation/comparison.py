@@ -160,11 +160,12 @@ def _is_significant(entry: Mapping[str, Any], sign: int) -> bool:
 
 
 def _bits(entry: Mapping[str, Any]) -> str:
-    text = f"{_number(entry['a'])} → {_number(entry['b'])} ({_number(entry['difference'], True)}"
+    change = f"{_number(entry['a'])} → {_number(entry['b'])}"
+    difference = _number(entry["difference"], True)
     if entry["ci95"] is None:
-        return f"{text}; un solo documento, sin intervalo)"
+        return f"{change} ({difference}; un solo documento, sin intervalo)"
     low, high = (_number(bound, True) for bound in entry["ci95"])
-    return f"{text}; IC 95 % de {low} a {high}; {entry['n']} documentos)"
+    return f"{change} ({difference}; IC 95 % de {low} a {high}; {entry['n']} documentos)"
 
 
 def _points(entry: Mapping[str, Any]) -> str:

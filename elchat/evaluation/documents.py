@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from elchat.evaluation import stats
 from elchat.evaluation.results import ItemFile, Subject, item_sha
 from elchat.evaluation.scoring import Pair, score_groups
 from elchat.gpt import GPT
+from elchat.tokenizer import Tokenizer
 from elchat.weights import LoadedModel
 
 VERSION = 1
@@ -30,47 +31,91 @@ LANGUAGES = {"es": "español", "en": "inglés"}
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Documents of one language, as ids.
+    """Documents of one language, ready to be scored.
 
     Attributes:
-        n_bytes: UTF-8 bytes of each document.
+        documents: pieces of each document; all the continuations are scored.
+        keys: hash of each document's text, the same whatever the vocabulary.
+        n_bytes: UTF-8 bytes of what is scored of each document.
         source: where they came from, for the results.
     """
 
     language: str
-    documents: list[list[int]]
+    documents: list[list[Pair]]
+    keys: list[str]
     n_bytes: list[int]
     source: str
 
 
-def from_shards(source: TokenSource, name: str) -> HeldOut:
-    """The documents a run set apart."""
-    bounds = np.asarray(source.offsets).tolist()
-    documents = [np.asarray(source.ids[a:b]).tolist() for a, b in itertools.pairwise(bounds)]
-    return HeldOut(source.language, documents, np.asarray(source.bytes).tolist(), name)
-
-
-def from_files(
-    loaded: LoadedModel, language: str, path: Path, *, max_bytes: int = MAX_BYTES
+def from_texts(
+    loaded: LoadedModel,
+    language: str,
+    texts: Sequence[str],
+    source: str,
+    *,
+    context_tokens: int = CONTEXT_TOKENS,
 ) -> HeldOut:
-    """The first documents of a file or folder, up to `max_bytes` of text.
+    """Whole texts, cut in chunks as training cuts them."""
+    context_tokens = min(context_tokens, loaded.model.config.max_positions)
+    documents, keys = [], []
+    for text in texts:
+        ids = [*loaded.doc_prefix_ids, *loaded.tokenizer.encode(text), loaded.eos_id]
+        documents.append(_chunks(ids, context_tokens))
+        keys.append(item_sha((text, context_tokens)))
+    n_bytes = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
+    return HeldOut(language, documents, keys, n_bytes, source)
+
+
+def from_shards(
+    loaded: LoadedModel,
+    source: TokenSource,
+    written_by: Tokenizer,
+    *,
+    context_tokens: int = CONTEXT_TOKENS,
+) -> HeldOut:
+    """The documents a run set apart; of conversations, the answers.
+
+    Args:
+        written_by: the vocabulary of the shards; texts are encoded anew for any other.
+
+    Raises:
+        DataError: conversations, and another vocabulary.
+    """
+    bounds = np.asarray(source.offsets).tolist()
+    spans = list(itertools.pairwise(bounds))
+    texts = [written_by.decode(source.ids[a:b].tolist()) for a, b in spans]
+    if source.targets is None:
+        return from_texts(
+            loaded, source.language, texts, source.name, context_tokens=context_tokens
+        )
+    if loaded.tokenizer.sha256 != written_by.sha256:
+        raise DataError(
+            "Las conversaciones apartadas se escribieron con otro vocabulario y no se pueden medir "
+            "con este modelo: compara sobre textos (--text es=archivo)."
+        )
+    documents = [_answers(source.ids[a:b].tolist(), source.targets[a:b].tolist()) for a, b in spans]
+    keys = [item_sha((text, "respuestas")) for text in texts]
+    return HeldOut(source.language, documents, keys, np.asarray(source.bytes).tolist(), source.name)
+
+
+def read_texts(language: str, path: Path, *, max_bytes: int = MAX_BYTES) -> list[str]:
+    """The first texts of a file or folder, up to `max_bytes`.
 
     Raises:
         DataError: nothing to read there.
     """
-    documents: list[list[int]] = []
-    sizes: list[int] = []
+    texts: list[str] = []
+    total = 0
     for document in iter_documents(SourceSection(path=str(path), language=language), kind="cpt"):
         size = len(document.text.encode("utf-8", "surrogatepass"))
-        if documents and sum(sizes) + size > max_bytes:
+        if texts and total + size > max_bytes:
             break
         if document.text.strip():
-            ids = loaded.tokenizer.encode(document.text)
-            documents.append([*loaded.doc_prefix_ids, *ids, loaded.eos_id])
-            sizes.append(size)
-    if not documents:
+            texts.append(document.text)
+            total += size
+    if not texts:
         raise DataError(f"En {path} no hay texto con el que medir bits por byte.")
-    return HeldOut(language, documents, sizes, path.name)
+    return texts
 
 
 def measure(
@@ -79,30 +124,21 @@ def measure(
     model: GPT,
     text: HeldOut,
     *,
-    context_tokens: int = CONTEXT_TOKENS,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any] | None:
     """Bits per byte of one language with its interval; None if stopped (what is known stays)."""
-    context_tokens = min(context_tokens, model.config.max_positions)
     store = ItemFile(folder, subject, f"bits_per_byte_{text.language}", VERSION, note)
-    keys = [item_sha((ids, context_tokens)) for ids in text.documents]
+    keys = text.keys
     todo = [i for i, key in enumerate(keys) if store.rows.get(str(i), {}).get("sha") != key]
     began, done = time.monotonic(), len(keys) - len(todo)
     try:
-        for at, bits in document_bits(model, [text.documents[i] for i in todo], context_tokens):
+        for at, bits in document_bits(model, [text.documents[i] for i in todo]):
             i = todo[at]
             size = text.n_bytes[i]
-            store.append(
-                {
-                    "id": str(i),
-                    "score": bits / size,
-                    "bits": bits,
-                    "n_bytes": size,
-                    "sha": keys[i],
-                }
-            )
+            row = {"id": str(i), "score": bits / size, "bits": bits, "n_bytes": size}
+            store.append({**row, "sha": keys[i]})
             done += 1
             progress(done, len(keys))
             if should_stop():
@@ -125,21 +161,14 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def document_bits(
-    model: GPT, documents: Sequence[Sequence[int]], context_tokens: int
-) -> Iterator[tuple[int, float]]:
-    """(document, bits of all its tokens but the first), cut in the chunks training would use."""
-    groups: list[list[Pair]] = []
-    owner: list[int] = []
-    for i, ids in enumerate(documents):
-        for chunk in _chunks(ids, context_tokens):
-            groups.append([Pair(chunk[:1], chunk[1:])])
-            owner.append(i)
-    left = [owner.count(i) for i in range(len(documents))]
+def document_bits(model: GPT, documents: Sequence[Sequence[Pair]]) -> Iterator[tuple[int, float]]:
+    """(document, bits of all its continuations), as each one is complete."""
+    groups = [[pair] for pairs in documents for pair in pairs]
+    owner = [i for i, pairs in enumerate(documents) for _ in pairs]
+    left = [len(pairs) for pairs in documents]
     nats = [0.0] * len(documents)
-    yield from ((i, 0.0) for i, count in enumerate(left) if count == 0)
-    n_ids = model.config.vocab_size
-    for at, (scored,) in score_groups(model, groups, n_ids=n_ids):
+    # the whole output matrix, as in training: the same number as in its log
+    for at, (scored,) in score_groups(model, groups, n_ids=model.config.vocab_size):
         i = owner[at]
         nats[i] -= scored.logprob
         left[i] -= 1
@@ -147,7 +176,20 @@ def document_bits(
             yield i, nats[i] / math.log(2)
 
 
-def _chunks(ids: Sequence[int], context_tokens: int) -> Iterable[list[int]]:
-    """Runs of at most `context_tokens` + 1 ids that overlap by one."""
-    for begin in range(0, max(0, len(ids) - 1), context_tokens):
-        yield list(ids[begin : begin + context_tokens + 1])
+def _chunks(ids: Sequence[int], context_tokens: int) -> list[Pair]:
+    """Runs of at most `context_tokens` + 1 ids that overlap by one; all but the first scored."""
+    return [
+        Pair([ids[begin]], list(ids[begin + 1 : begin + context_tokens + 1]))
+        for begin in range(0, max(0, len(ids) - 1), context_tokens)
+    ]
+
+
+def _answers(ids: Sequence[int], is_target: Sequence[int]) -> list[Pair]:
+    """Each run of supervised ids after everything before it."""
+    pairs, at = [], 0
+    for wanted, run in itertools.groupby(is_target):
+        end = at + len(list(run))
+        if wanted and at:
+            pairs.append(Pair(list(ids[:at]), list(ids[at:end])))
+        at = end
+    return pairs
