@@ -37,6 +37,8 @@ COMMANDS: Mapping[str, str] = {
     "resume": "Continúa una ejecución detenida, fallida o muerta.",
     "runs": "Lista las ejecuciones de esta máquina.",
     "chat": "Conversa en la terminal con el resultado.",
+    "eval": "Mide un modelo con tareas en español y bits por byte.",
+    "ship": "Dice si el resultado es mejor que su base: sale con 0 sí, 2 no, 3 no se sabe.",
     "estimate": "Calcula memoria, tiempo y dólares antes de empezar.",
     "models": "Lista, descarga, verifica y borra modelos de partida.",
     "config": "Muestra y comprueba configuraciones.",

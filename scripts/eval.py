@@ -165,14 +165,14 @@ def check_contamination(
     session: Session, subject: Subject, loaded: LoadedModel, items: dict[str, list[Item]]
 ) -> dict[str, Any]:
     """Look for the questions in the run's training shards; adds to each task's figures."""
-    shards = [] if session.run is None else shards_of(session.run)
+    shards = {} if session.run is None else shards_of(session.run)
     if not shards:
         raise DataError(
             "--contamination busca en los textos de una ejecución, y este modelo no es."
         )
     index = contamination.Index(items)
     texts = contamination.shard_texts(
-        [source for shard in shards for source in shard.train],
+        [source for shard in shards.values() for source in shard.train],
         loaded.tokenizer,
         progress=Progress("contaminación"),
     )
@@ -203,24 +203,29 @@ def held_out(session: Session, loaded: LoadedModel) -> list[documents.HeldOut]:
 
 def run_held_out(run: Run, loaded: LoadedModel) -> list[documents.HeldOut]:
     """The documents a run set apart, from the first of its stages that has any."""
-    for shard in shards_of(run):
+    config = run.config()
+    for stage, shard in shards_of(run).items():
         sources = [s for language in documents.LANGUAGES if (s := shard.held_out(language))]
         if sources:
             tokenizer = load_model(
                 Path(run_facts(run)["base_path"]), dtype=torch.bfloat16
             ).tokenizer
-            return [documents.from_shards(loaded, source, tokenizer) for source in sources]
+            context = getattr(config.training, stage).context_tokens
+            return [
+                documents.from_shards(loaded, source, tokenizer, context_tokens=context)
+                for source in sources
+            ]
     return []
 
 
-def shards_of(run: Run) -> list[ShardSet]:
-    """The run's shards that are still on this machine, cpt first."""
+def shards_of(run: Run) -> dict[str, ShardSet]:
+    """The run's shards that are still on this machine by stage, cpt first."""
     folders = run_facts(run).get("shards", {})
-    found = []
+    found = {}
     for stage in STAGE_LABELS:
         if stage in folders:
             try:
-                found.append(ShardSet.open(Path(folders[stage])))
+                found[stage] = ShardSet.open(Path(folders[stage]))
             except DataError as error:
                 note(f"{stage}: {error}")
     return found

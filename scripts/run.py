@@ -16,7 +16,8 @@ from pathlib import Path
 from elchat import runs
 from elchat.errors import ElchatError
 from elchat.training.reporter import Reporter
-from scripts.stages import STAGES, Stopped, Worker, walk
+from scripts.measure import Stopped
+from scripts.stages import STAGES, Worker, walk
 
 
 def main(argv: list[str] | None = None) -> int:
