@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 
 
-def main() -> int:
-    """Run the harness's own command line."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the harness's own command line; `argv` stands for the process's words."""
     try:
         from lm_eval.__main__ import cli_evaluate
     except ImportError:
@@ -20,6 +20,8 @@ def main() -> int:
         return 1
     import elchat.lm_eval_adapter  # noqa: F401  registers the model
 
+    if argv is not None:
+        sys.argv = [sys.argv[0], *argv]
     cli_evaluate()
     return 0
 
