@@ -23,7 +23,8 @@ from torch import Tensor
 from elchat.errors import DataError
 from elchat.gpt import GPT, KVCache
 
-ROWS = 32
+MAX_ROWS = 64  # a matrix product gains little from more
+MAX_CACHE_BYTES = 1 << 30
 MIN_SHARED_TOKENS = 16
 SLACK_COLUMNS = 64  # hidden columns worth a copy of the cache to be rid of
 
@@ -46,7 +47,7 @@ def generate_greedy(
     stop_ids: Sequence[int],
     n_ids: int,
     is_finished: Callable[[int, list[int]], bool] = lambda index, ids: False,
-    rows: int = ROWS,
+    rows: int | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
     """Continue every prompt with its most likely tokens; yields (index, ids) as each one ends.
 
@@ -57,7 +58,7 @@ def generate_greedy(
         stop_ids: end a continuation and are not part of it.
         n_ids: ids of the vocabulary; further rows of the output matrix spell nothing.
         is_finished: told the index and the ids so far, says that the text is complete.
-        rows: prompts continued side by side.
+        rows: prompts continued side by side; None takes as many as 1 GiB of cache holds, up to 64.
 
     Raises:
         DataError: the model's context has no room for `max_new_tokens` and a prompt.
@@ -72,10 +73,12 @@ def generate_greedy(
         )
     cut = [prompt[-room:] for prompt in prompts]
     order = sorted(range(len(cut)), key=lambda i: -len(cut[i]))
-    batch = _Batch(model, cut, max_new_tokens, n_ids, min(rows, len(cut)))
+    columns = len(cut[order[0]]) + max_new_tokens + SLACK_COLUMNS
+    rows = min(rows or _rows_that_fit(model, columns), len(cut))
+    batch = _Batch(model, cut, columns, n_ids, rows)
     stops = frozenset(stop_ids)
     while order or batch.rows:
-        while order and len(batch.rows) < min(rows, len(cut)):
+        while order and len(batch.rows) < rows:
             batch.add(order.pop(0))
         for row in list(batch.rows):
             is_over = row.written[-1] in stops
@@ -92,17 +95,16 @@ class _Batch:
     """Rows being continued and their keys and values."""
 
     def __init__(
-        self, model: GPT, prompts: list[list[int]], max_new_tokens: int, n_ids: int, rows: int
+        self, model: GPT, prompts: list[list[int]], columns: int, n_ids: int, rows: int
     ) -> None:
         weight = model.model.norm.weight
         self.model, self.prompts = model, prompts
         self.device, self.dtype = weight.device, weight.dtype
         self.head_VC = model.head_weight_VC[:n_ids]
-        longest = max(map(len, prompts))
-        self.cache = self._new_cache(rows, longest + max_new_tokens + SLACK_COLUMNS)
+        self.cache = self._new_cache(rows, columns)
         self.rows: list[_Row] = []  # row i of the cache belongs to rows[i]
         self.shared = _shared_length(prompts)
-        self.prompt_cache = self._new_cache(1, longest)
+        self.prompt_cache = self._new_cache(1, max(map(len, prompts)))
         if self.shared:
             self.model.hidden(self._ids([prompts[0][: self.shared]]), cache=self.prompt_cache)
 
@@ -167,6 +169,13 @@ class _Batch:
 
     def _new_cache(self, rows: int, columns: int) -> KVCache:
         return KVCache(self.model.config, rows, columns, dtype=self.dtype, device=self.device)
+
+
+def _rows_that_fit(model: GPT, columns: int) -> int:
+    config = model.config
+    values = 2 * config.n_layers * config.n_kv_heads * config.head_dim * columns
+    row_bytes = values * model.model.norm.weight.element_size()
+    return max(1, min(MAX_ROWS, MAX_CACHE_BYTES // row_bytes))
 
 
 def _first_rows(cache: KVCache, rows: int) -> KVCache:
