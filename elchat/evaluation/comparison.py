@@ -31,11 +31,14 @@ def compare(folder: Path, a: str, b: str) -> dict[str, Any]:
         DataError: one of them has no results, or they share no task and no text.
     """
     first, second = load_figures(folder, a), load_figures(folder, b)
-    bits = {
-        language: entry
-        for language in LANGUAGES
-        if (entry := _compare_bits(folder, a, b, language)) is not None
-    }
+    bits = {}
+    for language in LANGUAGES:
+        sources = [found["bits_per_byte"].get(language, {}).get("source") for found in
+                   (first, second)]  # fmt: skip
+        if sources[0] is not None and sources[0] == sources[1]:
+            entry = _compare_bits(folder, a, b, language, sources[0])
+            if entry is not None:
+                bits[language] = entry
     tasks = {}
     for name, facts in first["tasks"].items():
         other = second["tasks"].get(name)
@@ -97,8 +100,12 @@ def verdict(
     return ("mejor" if is_good else "sin evidencia"), reasons
 
 
-def _compare_bits(folder: Path, a: str, b: str, language: str) -> dict[str, Any] | None:
+def _compare_bits(
+    folder: Path, a: str, b: str, language: str, source: str
+) -> dict[str, Any] | None:
+    """Only over the text that the figures are of: a folder may hold the rows of several."""
     pairs = _paired(folder, a, b, f"bits_per_byte_{language}")
+    pairs = [(x, y) for x, y in pairs if x["source"] == y["source"] == source]
     if not pairs:
         return None
     found = stats.compare_ratios(

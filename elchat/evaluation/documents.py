@@ -131,21 +131,23 @@ def measure(
     """Bits per byte of one language with its interval; None if stopped (what is known stays)."""
     store = ItemFile(folder, subject, f"bits_per_byte_{text.language}", VERSION, note)
     keys = text.keys
-    todo = [i for i, key in enumerate(keys) if store.rows.get(str(i), {}).get("sha") != key]
+    places = {(text.source, key) for key in keys}
+    known = {key for key, row in store.rows.items() if (row.get("source"), key) in places}
+    todo = [i for i, key in enumerate(keys) if key not in known]
     began, done = time.monotonic(), len(keys) - len(todo)
     try:
         for at, bits in document_bits(model, [text.documents[i] for i in todo]):
             i = todo[at]
             size = text.n_bytes[i]
-            row = {"id": str(i), "score": bits / size, "bits": bits, "n_bytes": size}
-            store.append({**row, "sha": keys[i]})
+            row = {"id": keys[i], "score": bits / size, "bits": bits, "n_bytes": size}
+            store.append({**row, "sha": keys[i], "source": text.source})
             done += 1
             progress(done, len(keys))
             if should_stop():
                 return None
     finally:
         store.close(time.monotonic() - began)
-    rows = [store.rows[str(i)] for i in range(len(keys))]
+    rows = [store.rows[key] for key in keys]
     return {**figures(rows), "source": text.source, "seconds": round(store.seconds, 1)}
 
 

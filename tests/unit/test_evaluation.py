@@ -235,6 +235,21 @@ def test_documents_add_up_to_the_training_loop_s_figure(loaded: LoadedModel, tmp
     assert entry["ci95"][0] < entry["value"] < entry["ci95"][1]
 
 
+def test_two_texts_in_one_folder_are_not_mixed(loaded: LoadedModel, tmp_path: Path):
+    texts = {"uno": TEXTS, "otro": [*TEXTS[:1], "El público se rió."]}
+    for label, seed in (("base", 0), ("final", 3)):
+        model = toys.loaded("smollm", seed=seed, vocab_size=420)
+        who = subject(model, label)
+        for source, some in texts.items():
+            text = documents.from_texts(model, "es", some, source)
+            entry = documents.measure(tmp_path, who, model.model, text)
+            assert entry is not None
+            assert entry["n_documents"] == len(some)
+            results.save_figures(tmp_path, who, "orden", bits_per_byte={"es": entry})
+    found = comparison.compare(tmp_path, "base", "final")
+    assert found["bits_per_byte"]["es"]["n"] == 2
+
+
 def test_answers_alone_count_in_conversations(loaded: LoadedModel):
     from dataclasses import replace
 
