@@ -78,10 +78,12 @@ def parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Session:
-    """What was asked for."""
+    """What was asked for; `other` is the label of the model to compare with, if any."""
 
     arguments: argparse.Namespace
     run: Run | None
+    label: str
+    other: str | None
     folder: Path
     requests: list[Request]
     command: str
@@ -95,6 +97,14 @@ class Session:
         words = [name.strip() for name in words] or [datasets.DEFAULT_GROUP]
         requests = [] if words == [NO_TASKS] else datasets.parse_requests(words)
         run = find_run(arguments.model)
+        label = label_of(arguments.label or ("final" if run else arguments.model))
+        other = None
+        if arguments.compare:
+            other = label_of(arguments.compare)
+            if other == label:
+                raise ConfigError(f"Se compara «{label}» consigo mismo: elige otro con --compare.")
+            if run is None or other not in ("base", *STAGE_LABELS):
+                find_run(arguments.compare)  # a wrong name fails now, not after measuring
         folder = arguments.out
         if folder is None and run is not None:
             folder = run.path / "evaluation"
@@ -103,21 +113,18 @@ class Session:
         if arguments.threads:
             torch.set_num_threads(arguments.threads)
         command = "elchat eval " + shlex.join(sys.argv[1:])
-        return cls(arguments, run, folder.absolute(), requests, command)
+        return cls(arguments, run, label, other, folder.absolute(), requests, command)
 
 
 def evaluate(session: Session) -> int:
     """Measure the model, and the other one if there is one; print and keep the figures."""
     arguments = session.arguments
-    label = arguments.label or ("final" if session.run else label_of(arguments.model))
+    label, other = session.label, session.other
     items = {r.task.name: datasets.load_items(r, arguments.limit, note) for r in session.requests}
     figures = measure(session, arguments.model, label, items)
     answer: dict[str, Any] = {"folder": str(session.folder), "figures": figures}
     text = table.figures(figures)
-    if arguments.compare:
-        other = label_of(arguments.compare)
-        if other == label:
-            raise ConfigError(f"Se compara «{label}» consigo mismo: elige otro con --compare.")
+    if other is not None:
         measure(session, arguments.compare, other, items)
         answer["comparison"] = comparison.compare(session.folder, other, label)
         text += "\n\n" + table.comparison(answer["comparison"])

@@ -174,6 +174,7 @@ def test_a_kill_loses_nothing(model: Path, tmp_path: Path):
         (["--text", "fr=x.txt"], 2, "--text espera es=archivo o en=archivo"),
         (["--text", "es=no-esta.txt"], 3, "No existe"),
         (["--compare", "fantasma"], 2, "fantasma"),
+        (["--compare", "modelo"], 2, "consigo mismo"),
         (["--contamination"], 3, "busca en los textos de una ejecución"),
         (["--limit", "0"], 2, "debe ser 1 o más"),
     ],
