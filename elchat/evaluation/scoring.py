@@ -4,7 +4,7 @@ The options of a question share its beginning: it is computed once, and each opt
 as a branch of a tree. Whole trees are packed side by side into one row, kept apart by the
 attention mask, so that nothing is padding; what every question shares (few-shot examples) is
 computed once for all and read from the key/value cache. Only scored positions meet the output
-matrix.
+matrix, once each.
 
     question  A B C              row       A B C d e f | next question
     options   A B C d e          positions 0 1 2 3 4 3
@@ -188,7 +188,8 @@ def _score_row(
     positions: list[int] = []
     question: list[int] = []
     branch: list[int] = []
-    scored: list[int] = []  # row positions whose next token is scored, in pair order
+    wanted: dict[tuple[int, int], int] = {}  # (row position, next token) -> place in the scores
+    picks: list[list[list[int]]] = []  # those places, per question and option
     for number, tree in enumerate(trees):
         at = len(ids)
         trunk = tree.trunk[past:]
@@ -196,9 +197,11 @@ def _score_row(
         positions += range(past, past + len(trunk))
         question += [number] * len(trunk)
         branch += [-1] * len(trunk)
+        picks.append([])
         for option, more in enumerate(tree.branches):
             place = [*range(at, at + len(trunk)), *range(len(ids), len(ids) + len(more))]
-            scored += place[tree.n_context[option] - past :]
+            pairs = zip(place[tree.n_context[option] - past :], tree.targets[option], strict=True)
+            picks[-1].append([wanted.setdefault(pair, len(wanted)) for pair in pairs])
             ids += more
             positions += range(len(tree.trunk), len(tree.trunk) + len(more))
             question += [number] * len(more)
@@ -212,12 +215,14 @@ def _score_row(
     )
     if cache is not None:
         cache.truncate(past)
-    targets = [token for tree in trees for option in tree.targets for token in option]
-    hidden_NC = hidden_BTC[0, torch.tensor(scored, device=device)]
+    where_N2 = torch.tensor(list(wanted), device=device)
     logprobs, greedy = _score_tokens(
-        hidden_NC, model.head_weight_VC[:n_ids], torch.tensor(targets, device=device)
+        hidden_BTC[0, where_N2[:, 0]], model.head_weight_VC[:n_ids], where_N2[:, 1]
     )
-    return _gather(trees, logprobs, greedy)
+    return [
+        [Scored(float(logprobs[at].double().sum()), bool(greedy[at].all())) for at in options]
+        for options in picks
+    ]
 
 
 def _mask(question: list[int], branch: list[int], past: int, device: torch.device) -> Tensor:
@@ -241,16 +246,3 @@ def _score_tokens(hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor) -> tupl
         logprobs.append((picked - logits_NV.logsumexp(1, keepdim=True)).squeeze(1))
         greedy.append(logits_NV.argmax(1) == target_N1.squeeze(1))
     return torch.cat(logprobs).cpu(), torch.cat(greedy).cpu()
-
-
-def _gather(trees: Sequence[_Tree], logprobs: Tensor, greedy: Tensor) -> list[list[Scored]]:
-    results, at = [], 0
-    for tree in trees:
-        scores = []
-        for option in tree.targets:
-            piece = slice(at, at + len(option))
-            total = float(logprobs[piece].double().sum())
-            scores.append(Scored(total, bool(greedy[piece].all())))
-            at += len(option)
-        results.append(scores)
-    return results
