@@ -62,7 +62,7 @@ class Dashboard(App[None]):
     #curves { height: 1fr; min-height: 6; }
     Curve { width: 1fr; height: 100%; border: round $primary; padding: 0 1; }
     #figures { height: 3; padding: 0 1; margin: 0; }
-    #words { height: 1fr; min-height: 5; border: round $secondary; padding: 0 1; }
+    #words { height: 1fr; min-height: 5; border: round $primary; padding: 0 1; }
     """
 
     def __init__(self, run: Run, read: Callable[[Run], Reading]) -> None:
@@ -116,7 +116,13 @@ class Dashboard(App[None]):
             lines = lines[:height]
         else:
             box.border_title, lines = "registro", now.log[-height:] or ["(vacío)"]
-        box.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"))
+        width = box.content_size.width
+        box.update(Text("\n".join(shortened(line, width) for line in lines)))
+
+
+def shortened(line: str, width: int) -> str:
+    """The line in `width` cells: one that wrapped would push the newest off the screen."""
+    return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
 
 
 def progress_bar(step: int, total: int, width: int) -> Text:
@@ -124,7 +130,7 @@ def progress_bar(step: int, total: int, width: int) -> Text:
     label = f" {step}/{total}" if total else " —"
     room = max(width - len(label), 0)
     filled = min(room, room * step // total) if total else 0
-    bar = Text("━" * filled, style="green", no_wrap=True)
+    bar = Text(no_wrap=True).append("━" * filled, style="green")
     return bar.append("─" * (room - filled), style="dim").append(label)
 
 

@@ -218,6 +218,12 @@ class EvaluationSection(Section):
 
     every_steps: PositiveInt = Field(200, description="Pasos entre mediciones de bits por byte")
     log_every_steps: PositiveInt = Field(10, description="Pasos entre líneas de registro")
+    tasks: list[str] = Field(
+        default_factory=list, description="Tareas o grupos que se miden al acabar, antes y después"
+    )
+    task_limit: PositiveInt | None = Field(
+        None, description="Preguntas de cada tarea, como mucho; vacío, todas"
+    )
     sample_prompts: list[str] = Field(
         default_factory=lambda: ["¿Quién eres?"], description="Preguntas de muestra del informe"
     )
@@ -243,6 +249,12 @@ class ComputeSection(Section):
     )
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="Compilar las capas; auto lo prueba y se queda con lo más rápido"
+    )
+    processes: PositiveInt = Field(
+        1, description="Procesos que entrenan juntos: uno por GPU; 1, sin reparto"
+    )
+    sharding: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="Cada proceso con el modelo entero (ddp) o con un trozo (fsdp)"
     )
     huge_pages: bool = Field(True, description="Páginas grandes en Linux: CPU más rápida")
     gpus: list[str] = Field(default_factory=list, description="GPU candidatas, en orden")

@@ -140,6 +140,14 @@ def test_everything_is_on_the_screen(run: Run, size: tuple[int, int]):
     assert len(text.splitlines()) == size[1]
 
 
+def test_long_lines_are_cut_and_the_newest_is_seen(run: Run):
+    long = "".join(f"12:00:00 número {i} {'x' * 100}\n" for i in range(30))
+    run.log_path.write_text(long, encoding="utf-8")
+    text, _ = screen(run, (80, 24))
+    assert "número 29" in text
+    assert "…" in text
+
+
 def test_q_leaves(run: Run):
     assert screen(run, (80, 24), "x")[1]
     assert not screen(run, (80, 24), "q")[1]
