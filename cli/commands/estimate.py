@@ -36,7 +36,7 @@ def estimate(
     """Calcula memoria, tiempo y dólares antes de empezar.
 
     La memoria sale de recorrer un paso de entrenamiento con el modelo y el optimizador de verdad,
-    sin reservar nada: tarda unos segundos.
+    sin reservar nada: de unos segundos a medio minuto.
     """
     from cli import output, preflight
 
