@@ -311,7 +311,7 @@ def test_provider_overrides_the_configuration(capsys):
 
 
 def test_estimate_shows_prices_as_dated_observations(capsys):
-    assert main(["estimate", "--config", "quality"]) == 0
+    assert main(["estimate", "--config", "quality", "--quick"]) == 0
     text = capsys.readouterr().out
     assert "Precios observados en 2026-11" in text
     assert "H100 SXM" in text
