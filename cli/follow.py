@@ -77,7 +77,7 @@ def _watch(
     run: Run, provider: Provider, show: Callable[[State, Status], None]
 ) -> tuple[State, Status]:
     while True:
-        state, status = provider.status(run)
+        state, status = provider.advance(run)
         if state in ENDED:
             # The last word may have been written between the two readings.
             return provider.status(run)
