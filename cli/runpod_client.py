@@ -17,6 +17,7 @@ Reads (GET) and DELETE are repeated on RateLimited and Transient; creating is no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -346,8 +347,6 @@ def _events(lines: Iterator[str]) -> Iterator[LogLine]:
         elif line.startswith("data:"):
             data += line[5:].strip()
         elif not line and data:
-            try:
+            with contextlib.suppress(ValueError, TypeError):
                 yield LogLine.model_validate({**json.loads(data), "event_id": event_id})
-            except (ValueError, TypeError):
-                pass
             data = ""

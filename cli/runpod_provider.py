@@ -90,6 +90,7 @@ class RunpodProvider:
         self._say = say
         self._client: RunpodClient | None = None
         self._due: dict[Path, float] = {}
+        self._configs: dict[Path, Config] = {}
 
     @property
     def client(self) -> RunpodClient:
@@ -292,7 +293,7 @@ class RunpodProvider:
     def _job(self, run: Run, known: Record) -> Job:
         return Job(
             run=run,
-            config=run.config(),
+            config=self._config(run),
             record=known,
             ledger=Ledger(run.path),
             client=self.client,
@@ -300,6 +301,11 @@ class RunpodProvider:
             clock=self._clock,
             say=self._say,
         )
+
+    def _config(self, run: Run) -> Config:
+        if run.path not in self._configs:
+            self._configs[run.path] = run.config()
+        return self._configs[run.path]
 
     def _apply(self, known: Record, terms: Terms) -> None:
         if terms.budget_usd is not None:

@@ -39,12 +39,13 @@ def tend(job: Job) -> float:
         return 0.0
     if pod.status in ("EXITED", "ERROR"):
         return _ended_container(job, pod)
-    if pod.endpoint is not None:
+    if pod.endpoint is not None and (pod.endpoint.host, pod.endpoint.port) != job.address:
         machine.host, machine.port = pod.endpoint.host, pod.endpoint.port
+        job.save()
     if now - job.record.last_sweep > SWEEP_S:
         job.record.last_sweep = now
+        job.save()
         sweep(job)
-    job.save()
     try:
         return _visit(job)
     except (Unreachable, RemoteFailure):
@@ -78,7 +79,7 @@ def write_status(job: Job, remote: dict[str, Any]) -> Status:
     known = {f.name for f in fields(Status)}
     seen = {key: value for key, value in remote.items() if key in known}
     status = Status(**{**asdict(job.run.status()), **seen})
-    money = {"usd_spent": round(job.spent(), 4), "usd_limit": job.record.budget_usd}
+    money: dict[str, Any] = {"usd_spent": round(job.spent(), 4), "usd_limit": job.record.budget_usd}
     if job.record.phase not in ("done", "stopped", "failed", "budget"):
         money["outcome"] = None  # it is not over until its machine is gone
     status = Status(**{**asdict(status), **money})

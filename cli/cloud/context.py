@@ -52,6 +52,11 @@ class Job:
         """The run folder inside the pod."""
         return f"{ROOT}/home/runs/{self.run.id}"
 
+    @property
+    def address(self) -> tuple[str | None, int | None]:
+        """Host and port last seen."""
+        return self.machine.host, self.machine.port
+
     def now(self) -> float:
         """Seconds since the epoch."""
         return self.clock()
@@ -85,7 +90,7 @@ class Job:
         return self.ledger.spent(self.now())
 
     def cost_text(self) -> str:
-        """'Lleva gastados 0,31 $.'"""
+        """What it has cost so far, as a sentence."""
         return f"Lleva gastados {dollars(self.spent())} de {dollars(self.record.budget_usd)}."
 
     def guard_state(self) -> dict[str, Any]:

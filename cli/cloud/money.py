@@ -1,8 +1,8 @@
 """How long a rented machine may live. Pure arithmetic, every moment an absolute epoch.
 
-    created ── boot ── training ── train_until ── result ── save_at ── last copies ── deadline ── lag
-                                                                                               │
-                                      everything up to here costs at most the money left ──────┘
+    created ─ boot ─ training ─ train_until ─ result ─ save_at ─ last copies ─ deadline ─ lag
+                                                                                           │
+                                  everything up to here costs at most the money left ──────┘
 
 The machine's guard and the command line both delete at `deadline`; `lag` is paid for in advance, so
 that a deletion which has to be repeated still fits.
@@ -51,8 +51,8 @@ def disk_usd_per_h(disk_gb: float) -> float:
 
 
 def lag_s(total_s: float) -> float:
-    """Paid time kept for a deletion that must be repeated."""
-    return min(600.0, max(180.0, 0.04 * total_s))
+    """Paid time kept for a deletion that must be repeated: RunPod silent for 10 to 21 minutes."""
+    return min(1260.0, max(600.0, 0.1 * total_s))
 
 
 def window(
@@ -64,8 +64,8 @@ def window(
         usd_per_h: everything it costs per hour, disk included.
         training_s: wanted length, from creation to the last training step; None for all the money.
 
-    Worked example: 10 $ at 1 $/h are 36 000 s: 600 of lag leave a deadline at 35 400, a save at
-    33 600 (95 % of the money, less the lag) and training until 33 000.
+    Worked example: 10 $ at 1 $/h are 36 000 s: 1 260 of lag leave a deadline at 34 740, a save at
+    32 940 (95 % of the money, less the lag) and training until 32 340.
     """
     total_s = 3600.0 * remaining_usd / usd_per_h
     lag = lag_s(total_s)

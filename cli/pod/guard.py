@@ -168,7 +168,7 @@ class Guard:
                 self._delete(now, why)
         self.memory.beat = now
         self.pod.write("guard/state.json", json.dumps(asdict(self.memory)))
-        if self.memory.deletions:
+        if self.memory.deletions and self.memory.next_deletion > now:
             return max(1.0, min(TICK_S, self.memory.next_deletion - now))
         return max(1.0, min(TICK_S, self.memory.deadline - now))
 
@@ -223,12 +223,15 @@ class Guard:
             self.memory.routes.append(name + ":" + str(answer))
             if answer in (200, 204, 404):
                 break
+            if answer == 0 and self.memory.deletions % 4:
+                break  # nobody answers: ask again soon rather than wait out every route
 
     def _routes(self) -> list:
         pod, mine = self.pod, "/v2/pods/" + self.orders.pod_id
 
         def terminate_by_graphql() -> int:
-            text = 'mutation { podTerminate(input: {podId: "%s"}) }' % self.orders.pod_id
+            pod_id = json.dumps(self.orders.pod_id)
+            text = "mutation { podTerminate(input: {podId: " + pod_id + "}) }"
             status, body = pod.request("POST", "/graphql", {"query": text})
             is_done = status == 200 and isinstance(body, dict) and not body.get("errors")
             return status if is_done else 0
@@ -340,7 +343,7 @@ class Machine:
         os.makedirs(folder, exist_ok=True)
         return os.open(os.path.join(folder, "worker.lock"), os.O_RDWR | os.O_CREAT, 0o644)
 
-    def request(self, method: str, path: str, body: dict) -> tuple:
+    def request(self, method: str, path: str, body: object) -> tuple:
         """(status, parsed body); status 0 when nothing answered."""
         data = json.dumps(body).encode() if body is not None else None
         request = urllib.request.Request(self.api_url + path, data=data, method=method)

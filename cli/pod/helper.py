@@ -29,11 +29,10 @@ def hold(run: str, stage: str, name: str) -> dict:
     """Link a checkpoint into outbox/, where the trainer does not prune it while it is copied."""
     source = os.path.join(run, "checkpoints", stage, name)
     target = os.path.join(run, "outbox", stage, name)
-    for held in (
-        os.listdir(os.path.dirname(target)) if os.path.isdir(os.path.dirname(target)) else []
-    ):
+    outbox = os.path.dirname(target)
+    for held in os.listdir(outbox) if os.path.isdir(outbox) else []:
         if held != name:
-            shutil.rmtree(os.path.join(os.path.dirname(target), held), ignore_errors=True)
+            shutil.rmtree(os.path.join(outbox, held), ignore_errors=True)
     if not os.path.isdir(target):
         temporary = target + ".tmp"
         shutil.rmtree(temporary, ignore_errors=True)
