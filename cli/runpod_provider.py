@@ -181,6 +181,10 @@ class RunpodProvider:
             known = record.load(run)
         return _state(run, known), run.status()
 
+    def due(self, run: Run) -> float:
+        """When `advance` has something to do again (epoch)."""
+        return self._due.get(run.path, 0.0)
+
     def logs(
         self, run: Run, *, lines: int | None, follow: bool, until: Callable[[], bool] | None = None
     ) -> Iterator[str]:

@@ -93,7 +93,8 @@ def prepare(job: Job) -> float:
             raise RemoteFailure("no queda sitio en su disco")
         python = _set_up(job)
         if job.config.compute.device in ("auto", "cuda"):
-            job.say("GPU: " + remote.shell(where, f"{python} {ROOT}/src/cli/pod/smoke.py", SMOKE_S))
+            name = remote.shell(where, f"{python} {ROOT}/src/cli/pod/smoke.py", SMOKE_S)
+            job.say(f"GPU probada: {name.strip()}.")
         _push_progress(job)
         remote.write(where, f"{ROOT}/job.json", bundle.job_json(job, python))
     except RemoteFailure as error:
