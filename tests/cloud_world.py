@@ -30,7 +30,7 @@ from tests.elchat_sim.virtual_host import VirtualPod
 
 STEP_S = 6.0
 CHECKPOINT_S = 600.0
-TICK_S = 20.0
+TICK_S = 60.0
 GPUS = ["NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 5090", "NVIDIA A40"]
 
 

@@ -100,6 +100,7 @@ def prepare(job: Job) -> float:
     except RemoteFailure as error:
         job.reject(str(error).strip().splitlines()[-1] if str(error).strip() else "falló")
         return 0.0
+    job.record.failed_boots = 0
     job.say("Todo listo: la guardia empieza el entrenamiento.")
     job.go("running")
     return POLL_S

@@ -82,6 +82,7 @@ class Job:
         """This machine is no good: remember why, delete it, look for another."""
         machine = self.machine
         self.record.tried[f"{machine.gpu}|{machine.cloud}"] = why
+        self.record.failed_boots += 1
         self.say(f"{machine.gpu} ({machine.cloud}): {why}; se devuelve y se busca otra.")
         self.go("deleting", after="planned")
 

@@ -21,6 +21,7 @@ from cli.runpod_client import (
 from cli.runpod_models import Pod
 from elchat.errors import BalanceError, BudgetError, NoCapacityError, ProviderError
 
+MAX_FAILED_BOOTS = 3  # each costs up to a quarter of an hour
 STALE_PLAN_S = 60.0
 SETTLE_S = 120.0  # a request without an answer may still make a pod appear
 LIST_EVERY_S = 15.0
@@ -45,7 +46,7 @@ def plan(job: Job) -> float:
     if not usable:
         raise no_offer(job, offers, remaining)
     untried = [offer for offer in usable if offer.key not in job.record.tried]
-    if not untried:
+    if not untried or job.record.failed_boots >= MAX_FAILED_BOOTS:
         return _all_refused(job)
     offer = untried[0]
     window = money.window(
@@ -234,7 +235,7 @@ def _offers(job: Job, remaining: float) -> list[quote.Offer]:
 def _all_refused(job: Job) -> float:
     """No offer left: wait for capacity if that was asked for, or give up with the reasons."""
     reasons = "; ".join(f"{key.replace('|', ' ')}: {why}" for key, why in job.record.tried.items())
-    job.record.tried = {}
+    job.record.tried, job.record.failed_boots = {}, 0
     if job.record.wait_until is not None and job.now() < job.record.wait_until:
         job.say("Ninguna GPU disponible ahora; se vuelve a probar en un minuto.")
         job.save()

@@ -78,6 +78,7 @@ class Record(BaseModel):
         after: phase that follows once the machine is deleted.
         tried: "gpu|cloud" pairs that failed since the last success, with the reason.
         pods: how many have been asked for.
+        failed_boots: machines in a row that were paid for and never trained.
         wait_until: epoch until which a lack of capacity is waited out.
     """
 
@@ -97,6 +98,7 @@ class Record(BaseModel):
     last_sweep: float = 0.0
     bad_downloads: int = 0
     silences: int = 0
+    failed_boots: int = 0
 
 
 def parse_name(name: str) -> tuple[str, int] | None:

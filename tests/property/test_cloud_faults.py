@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from cli.cloud import care, checkpoints, reaper, record
+from cli.pod import guard
 from cli.providers import Terms
 from elchat.errors import ElchatError
 from elchat.runs import Run
@@ -30,8 +31,9 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Look at a running machine each virtual minute, and keep files in memory."""
-    monkeypatch.setattr(care, "TICK_S", 60.0)
+    """Look less often at what takes hours, and keep files in memory."""
+    monkeypatch.setattr(care, "TICK_S", 120.0)
+    monkeypatch.setattr(guard, "TICK_S", 45.0)
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
         monkeypatch.setenv("ELCHAT_HOME", folder)
