@@ -66,11 +66,16 @@ def report_end(
 
 def detached_text(run: Run) -> str:
     """What to know when leaving a run that goes on."""
-    return (
+    text = (
         f"La ejecución «{run.id}» sigue en marcha.\n"
         f"  verla:     elchat status {run.id}      elchat logs -f {run.id}\n"
         f"  detenerla: elchat stop {run.id}"
     )
+    if run.provider != "local":
+        from cli.cloud import show
+
+        text = "\n".join(filter(None, [text, show.going_on(run)]))
+    return text
 
 
 def _watch(

@@ -13,7 +13,7 @@ from cli import log_tail, preflight
 from cli.cloud import care, context, engine, launch, quote, record, strays
 from cli.cloud.context import Job
 from cli.cloud.ledger import Ledger
-from cli.cloud.record import Phase, Record
+from cli.cloud.record import Record
 from cli.cloud.remote import HostKeyChanged, OpenSsh, Remote, RemoteFailure, Unreachable
 from cli.output import dollars, note
 from cli.providers import Terms, require_runpod_key
@@ -35,18 +35,6 @@ from elchat.runs import Run, State, Status
 LOG_POLL_S = 1.0
 STOP_S = 1800.0
 LOCK_S = 900.0
-STATES: dict[Phase, State] = {
-    "planned": "pending",
-    "creating": "pending",
-    "booting": "pending",
-    "fetching": "running",
-    "deleting": "running",
-    "done": "done",
-    "stopped": "stopped",
-    "failed": "failed",
-    "lost": "dead",
-    "budget": "stopped",
-}
 
 
 @dataclass(frozen=True)
@@ -166,7 +154,7 @@ class RunpodProvider:
             except RunError:
                 pass  # another command looks after it: its files are fresh
             known = record.load(run)
-        return _state(run, known), run.status()
+        return record.state_of(run, known), run.status()
 
     def advance(self, run: Run) -> tuple[State, Status]:
         """One step if it is due, and the state after it; what a follower calls again and again."""
@@ -179,7 +167,7 @@ class RunpodProvider:
             except RunError:
                 self._due[run.path] = self._clock() + 2.0
             known = record.load(run)
-        return _state(run, known), run.status()
+        return record.state_of(run, known), run.status()
 
     def due(self, run: Run) -> float:
         """When `advance` has something to do again (epoch)."""
@@ -198,7 +186,7 @@ class RunpodProvider:
     ) -> State:
         known = record.load(run)
         if known is None or known.phase in record.ENDED:
-            return _state(run, known)
+            return record.state_of(run, known)
         run.request("stop")
         if now:
             with record.locked(run, wait_s=LOCK_S):
@@ -213,7 +201,7 @@ class RunpodProvider:
                 f"sigue cobrando. {self._cost(run)}",
                 hint=f"Bórrala sin guardar: elchat stop {run.id} --now",
             )
-        return _state(run, known)
+        return record.state_of(run, known)
 
     def resume(self, run: Run, terms: Terms | None = None) -> None:
         terms = terms or Terms()
@@ -264,7 +252,7 @@ class RunpodProvider:
             with record.locked(run, wait_s=LOCK_S):
                 delay_s = self._step(run)
             if on_wait is not None:
-                on_wait(_state(run, record.load(run)), run.status())
+                on_wait(record.state_of(run, record.load(run)), run.status())
             self._sleep(delay_s)
 
     def _step(self, run: Run) -> float:
@@ -365,12 +353,3 @@ def _refuse_useless(config: Config, offers: list[quote.Offer], remaining: float)
             f"({problems}); no se ha alquilado nada.",
             hint="Sube el límite: --set compute.budget_usd=N, o elige otras GPU.",
         )
-
-
-def _state(run: Run, known: Record | None) -> State:
-    if known is None:
-        return run.state()
-    if known.phase == "running":
-        state = run.state()
-        return state if state in ("pending", "running", "stalled") else "running"
-    return STATES[known.phase]

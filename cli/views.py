@@ -25,6 +25,7 @@ def as_dict(run: Run, state: State, status: Status) -> dict[str, Any]:
         "model": str(run.model_path) if state == "done" else None,
         "report": str(report_path(run) or "") or None,
         "next": next_command(run, state),
+        **({} if run.provider == "local" else {"cloud": _show().as_dict(run, time.time())}),
     }
 
 
@@ -43,6 +44,8 @@ def as_fields(run: Run, state: State, status: Status) -> list[tuple[str, str]]:
         ("falta", duration(status.eta_s) if state == "running" else "—"),
         ("gasto", spent_text(run, status)),
     ]
+    if run.provider != "local":
+        pairs += _show().as_fields(run, time.time())
     if status.message:
         pairs.append(("mensaje", status.message))
     pairs.append(("carpeta", str(run.path)))
@@ -112,6 +115,13 @@ def spent_text(run: Run, status: Status) -> str:
     return dollars(status.usd_spent) + limit
 
 
+def _show() -> Any:
+    """The module about rented runs, which costs its import only when there is one."""
+    from cli.cloud import show
+
+    return show
+
+
 def report_path(run: Run) -> Path | None:
     """The report of a run, in whichever form it was written."""
     for name in ("report.html", "report.md"):
@@ -126,4 +136,4 @@ def next_command(run: Run, state: State) -> str:
         return f"elchat chat {run.id}"
     if state in ("stopped", "failed", "dead"):
         return f"elchat resume {run.id}"
-    return f"elchat logs -f {run.id}"
+    return f"elchat logs -f {run.id}" if run.provider == "local" else f"elchat attach {run.id}"

@@ -22,13 +22,25 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from elchat.errors import RunError
 from elchat.files import read_json, write_json
-from elchat.runs import Run
+from elchat.runs import Run, State
 
 Phase = Literal[
     "planned", "creating", "booting", "running", "fetching", "deleting",
     "done", "stopped", "failed", "lost", "budget",
 ]  # fmt: skip
 ENDED: tuple[Phase, ...] = ("done", "stopped", "failed", "lost", "budget")
+STATES: dict[Phase, State] = {
+    "planned": "pending",
+    "creating": "pending",
+    "booting": "pending",
+    "fetching": "running",
+    "deleting": "running",
+    "done": "done",
+    "stopped": "stopped",
+    "failed": "failed",
+    "lost": "dead",
+    "budget": "stopped",
+}
 PREFIX = "elchat-"
 POD_NAME = re.compile(r"^elchat-(?P<run>.+)-(?P<n>\d+)-d(?P<deadline>\d+)$")
 
@@ -166,3 +178,13 @@ def locked(
         yield
     finally:
         os.close(lock)
+
+
+def state_of(run: Run, known: Record | None) -> State:
+    """A rented run's state in the words all runs share."""
+    if known is None:
+        return run.state()
+    if known.phase == "running":
+        state = run.state()
+        return state if state in ("pending", "running", "stalled") else "running"
+    return STATES[known.phase]
