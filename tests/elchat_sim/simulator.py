@@ -65,6 +65,7 @@ class Simulator:
         self.is_real = pods == "real"
         self._lock = threading.RLock()
         self._stop = threading.Event()
+        self._failure: Exception | None = None
         self._ticker: threading.Thread | None = None
         self._server: http_server.Server | None = None
         self._port = 0 if self.is_real and port is None else port
@@ -97,6 +98,8 @@ class Simulator:
         if self.is_real:
             with self._lock:
                 self.host.close()
+        if self._failure is not None:
+            raise self._failure
 
     def __enter__(self) -> Simulator:
         return self.start()
@@ -198,6 +201,9 @@ class Simulator:
             self.world.timeline.run_until(time.time())
 
     def _tick(self) -> None:
-        while not self._stop.wait(REAL_TICK_S):
+        while not self._stop.wait(REAL_TICK_S) and self._failure is None:
             with self._lock:
-                self._catch_up()
+                try:
+                    self._catch_up()
+                except Exception as error:  # told by stop(): nobody listens in a thread
+                    self._failure = error
