@@ -25,8 +25,8 @@ from cli.runpod_provider import RunpodProvider
 from elchat import checkpoint_files, config, runs
 from elchat.files import sha256_json
 from elchat.runs import Run
-from tests.elchat_sim import FaultScript, Simulator
-from tests.elchat_sim.virtual_host import VirtualPod
+from elchat_sim import FaultScript, Simulator
+from elchat_sim.virtual_host import VirtualPod
 
 STEP_S = 6.0
 CHECKPOINT_S = 600.0
@@ -115,7 +115,7 @@ class Inside:
             return 0, {}
 
     def runpodctl(self, pod_id: str) -> int:
-        return 0
+        return 400
 
 
 class GuardAgent:

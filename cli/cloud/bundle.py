@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def start_command() -> str:
 def uploads(job: Job) -> list[Upload]:
     """Everything but the checkpoints, in order; the pod's run folder is staged locally first."""
     staged = job.run.path / "cloud" / "pod"
-    found = [Upload([str(SOURCE / name) for name in PACKAGES], f"{ROOT}/src")]
+    found = [Upload([str(path) for path in code_folders()], f"{ROOT}/src")]
     moved, inputs = _with_pod_paths(job.config)
     found += inputs
     write_text(staged / "config.yaml", moved.to_yaml())
@@ -98,6 +98,13 @@ def uploads(job: Job) -> list[Upload]:
     write_json(staged / "control" / "rental.json", rental(job))
     found.append(Upload([f"{staged}/"], job.pod_run))
     return found
+
+
+def code_folders() -> list[Path]:
+    """The Python packages the trainer imports, as they are on this computer."""
+    bpe = util.find_spec("elchat_bpe")
+    found = [SOURCE / name for name in PACKAGES if (SOURCE / name).is_dir()]
+    return found + ([Path(bpe.origin).parent] if bpe is not None and bpe.origin else [])
 
 
 def rental(job: Job) -> dict[str, float]:

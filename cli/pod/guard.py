@@ -30,7 +30,7 @@ import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass, field
 
-TICK_S = 15.0
+TICK_S = 10.0
 MAX_PASSES, PASSES_WITHIN_S = 4, 1800.0  # container restarts that are a loop
 MAX_WORKER_STARTS = 3  # in one life of the container
 USER_AGENT = "elchat-guard/1"  # urllib's own is refused by RunPod's firewall
@@ -234,7 +234,7 @@ class Guard:
             text = "mutation { podTerminate(input: {podId: " + pod_id + "}) }"
             status, body = pod.request("POST", "/graphql", {"query": text})
             is_done = status == 200 and isinstance(body, dict) and not body.get("errors")
-            return status if is_done else 0
+            return 400 if status == 200 and not is_done else status
 
         def act(action: str) -> int:
             return int(pod.request("POST", mine + "/action", {"action": action})[0])
@@ -361,15 +361,15 @@ class Machine:
         return 0, {}
 
     def runpodctl(self, pod_id: str) -> int:
-        """RunPod's own tool, which brings its own certificates."""
+        """RunPod's own tool, which brings its own certificates; 400 when it cannot."""
         tool = shutil.which("runpodctl")
         if tool is None:
-            return 0
+            return 400
         try:
             done = subprocess.run([tool, "remove", "pod", pod_id], capture_output=True, timeout=60)
         except (OSError, subprocess.SubprocessError):
-            return 0
-        return 200 if done.returncode == 0 else 0
+            return 400
+        return 200 if done.returncode == 0 else 400
 
 
 def _ssl_contexts() -> list:

@@ -18,8 +18,8 @@ from cli.providers import Terms
 from elchat.errors import ElchatError
 from elchat.runs import Run
 from tests.cloud_world import CloudWorld, Trainer, make_run
-from tests.elchat_sim.faults import FaultScript
-from tests.elchat_sim.random_faults import random_faults
+from elchat_sim.faults import FaultScript
+from elchat_sim.random_faults import random_faults
 
 LONGEST_OUTAGE_S = 480.0  # what every machine pays for in advance: cli.cloud.money.lag_s
 DEFAULT, SLOW, CHUNK = 100, 500, 10
