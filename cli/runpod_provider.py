@@ -67,7 +67,7 @@ class RunpodProvider:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
         transport: httpx.BaseTransport | None = None,
-        remote_for: Callable[[Run], Remote] | None = None,
+        remote_for: Callable[[Run | None], Remote] | None = None,
         say: Callable[[str], None] = note,
     ) -> None:
         self._key = key
@@ -100,7 +100,7 @@ class RunpodProvider:
         Raises:
             AuthError, BalanceError, BudgetError, NoCapacityError, DiskError, NetworkError.
         """
-        open_ssh(None).check_tools() if self._remote_for is open_ssh else None
+        self._remote_for(None).check_tools()
         shape = preflight.model_shape(config.model.base)
         if shape is not None:
             needed = shape.n_params * (4 + 3 * 12)  # the result, two checkpoints and one coming
@@ -142,7 +142,7 @@ class RunpodProvider:
                 fresh = Record(budget_usd=terms.budget_usd or config.compute.budget_usd)
                 self._apply(fresh, terms)
                 record.save(run, fresh)
-        self._drive(run, lambda known: known.phase not in ("planned", "creating", "booting"))
+        self._drive(run, lambda known: known.phase in ("running", "fetching"))
         self._raise_if_failed(run)
 
     def status(self, run: Run) -> tuple[State, Status]:

@@ -6,6 +6,7 @@ trainer's arithmetic and the passing of time are replaced.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fnmatch
 import hashlib
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from elchat_sim import FaultScript, Simulator
+from elchat_sim.virtual_host import VirtualPod
 
 from cli.cloud.context import ROOT
 from cli.cloud.remote import HostKeyChanged, RemoteFailure, Unreachable, Where
@@ -25,8 +28,6 @@ from cli.runpod_provider import RunpodProvider
 from elchat import checkpoint_files, config, runs
 from elchat.files import sha256_json
 from elchat.runs import Run
-from elchat_sim import FaultScript, Simulator
-from elchat_sim.virtual_host import VirtualPod
 
 STEP_S = 6.0
 CHECKPOINT_S = 600.0
@@ -85,16 +86,12 @@ class Inside:
         return self.read(f"{self.run}/{name}")
 
     def write(self, name: str, text: str) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self.pod.write(f"{ROOT}/{name}", text)
-        except OSError:
-            pass
 
     def raise_flag(self, name: str) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self.pod.write(f"{self.run}/control/{name}", b"")
-        except OSError:
-            pass
 
     def host_keys(self) -> list[str]:
         return [host_key(self.pod)] if self.pod.sshd_since is not None else []
@@ -152,7 +149,8 @@ class Trainer:
         try:
             return self._work(now)
         except OSError as error:
-            assert error.errno == errno.ENOSPC
+            if error.errno != errno.ENOSPC:
+                raise
             return self._end("failed", "El disco se llenó.")
 
     def _work(self, now: float) -> float | None:
@@ -200,7 +198,7 @@ class Trainer:
         files = {
             "model/config.json": b"{}",
             "model/model.safetensors": b"weights after %d" % self.step,
-            "report.md": "# Informe\n".encode(),
+            "report.md": b"# Informe\n",
         }
         for name, data in files.items():
             self.pod.write(f"{self.run}/{name}", data)

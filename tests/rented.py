@@ -31,7 +31,9 @@ def cut_down(folder: Path, **stage: Any) -> dict[str, Any]:
     """configs/training_experimental.yaml for a toy model on a CPU: sizes and data are other."""
     raw = configs.load(ROOT / "configs" / "training_experimental.yaml").model_dump(mode="json")
     tiny = tiny_run.raw_config(folder, **stage)
-    tiny["checkpoints"] |= {"every_steps": 25}
+    tiny["checkpoints"] |= {
+        "every_steps": 24
+    }  # at log lines, whose losses are means since the last
     tiny["evaluation"] |= {"every_steps": 100}
     for section in ("model", "evaluation", "export", "checkpoints"):
         raw[section] |= tiny[section]

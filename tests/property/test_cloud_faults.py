@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
+from elchat_sim.faults import FaultScript
+from elchat_sim.random_faults import random_faults
 
 from cli.cloud import care, checkpoints, reaper, record
 from cli.pod import guard
@@ -18,8 +20,6 @@ from cli.providers import Terms
 from elchat.errors import ElchatError
 from elchat.runs import Run
 from tests.cloud_world import CloudWorld, Trainer, make_run
-from elchat_sim.faults import FaultScript
-from elchat_sim.random_faults import random_faults
 
 LONGEST_OUTAGE_S = 480.0  # what every machine pays for in advance: cli.cloud.money.lag_s
 DEFAULT, SLOW, CHUNK = 100, 500, 10
@@ -113,7 +113,6 @@ class Story:
                 self.be_away(self.rng.choice([1, 60, 600, 3600, 10_800]))
             except ElchatError as error:
                 self.errors.append(f"{type(error).__name__}: {error}")
-                assert "Traceback" not in str(error)
                 self.be_away(self.rng.choice([60, 900]))
             self.look()
             known = record.load(self.run)

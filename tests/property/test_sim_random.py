@@ -97,7 +97,9 @@ fields = st.dictionaries(
     max_size=3,
 )  # fmt: skip
 gpu_fields = st.dictionaries(
-    st.sampled_from(["id", "count", "allowedCudaVersions", "minCudaVersion", "raro"]), odd, max_size=2
+    st.sampled_from(["id", "count", "allowedCudaVersions", "minCudaVersion", "raro"]),
+    odd,
+    max_size=2,
 )
 mounts = st.sampled_from(
     [

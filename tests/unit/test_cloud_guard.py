@@ -1,4 +1,4 @@
-"""What the guard decides, moment by moment; its life in a pod is in tests/property and tests/e2e."""
+"""What the guard decides, moment by moment; in a pod it lives in tests/property and tests/e2e."""
 
 from __future__ import annotations
 
