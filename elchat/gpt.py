@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from elchat.attention import Segments, attend_packed
 from elchat.errors import ModelError
+from elchat.hooks import LayerEffect, LayerHook
 from elchat.model_config import GPTConfig, RopeScaling
 
 __all__ = ["GPT", "GPTConfig", "KVCache"]
@@ -67,14 +69,16 @@ class AttentionPlan:
 
     Attributes:
         cos_BT1D, sin_BT1D: rotation tables, broadcast over heads.
-        mask_B1TS: True where attention is allowed; None means plain causal (or a single query).
+        mask_11TS: True where attention is allowed; None means plain causal (or a single query).
         is_causal: passed to SDPA when there is no mask.
+        segments: documents packed in the rows, or None.
     """
 
     cos_B1TD: Tensor
     sin_B1TD: Tensor
-    mask_B1TS: Tensor | None
+    mask_11TS: Tensor | None
     is_causal: bool
+    segments: Segments | None = None
 
 
 class RMSNorm(nn.Module):
@@ -109,21 +113,30 @@ class Attention(nn.Module):
     ) -> Tensor:
         b, t, _ = x_BTC.shape
         q = self.q_proj(x_BTC).view(b, t, self.n_heads, self.head_dim).transpose(1, 2)
+        q = rotate(q, plan.cos_B1TD, plan.sin_B1TD)
+        k, v = self.keys_values(x_BTC, plan, cache, layer)
+        if plan.segments is not None:
+            y_BHTD = attend_packed(q, k, v.to(q.dtype), plan.segments)
+        else:
+            y_BHTD = F.scaled_dot_product_attention(
+                q,
+                k,
+                v.to(q.dtype),
+                attn_mask=plan.mask_11TS,
+                is_causal=plan.is_causal,
+                enable_gqa=self.n_heads != self.n_kv_heads,
+            )
+        return self.o_proj(y_BHTD.transpose(1, 2).reshape(b, t, -1))
+
+    def keys_values(
+        self, x_BTC: Tensor, plan: AttentionPlan, cache: KVCache | None, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values to attend to, [B, K, S, D]; the new ones enter the cache."""
+        b, t, _ = x_BTC.shape
         k = self.k_proj(x_BTC).view(b, t, self.n_kv_heads, self.head_dim).transpose(1, 2)
         v = self.v_proj(x_BTC).view(b, t, self.n_kv_heads, self.head_dim).transpose(1, 2)
-        q = rotate(q, plan.cos_B1TD, plan.sin_B1TD)
         k = rotate(k, plan.cos_B1TD, plan.sin_B1TD)
-        if cache is not None:
-            k, v = cache.append(layer, k, v)
-        y_BHTD = F.scaled_dot_product_attention(
-            q,
-            k,
-            v.to(q.dtype),
-            attn_mask=plan.mask_B1TS,
-            is_causal=plan.is_causal,
-            enable_gqa=self.n_heads != self.n_kv_heads,
-        )
-        return self.o_proj(y_BHTD.transpose(1, 2).reshape(b, t, -1))
+        return (k, v) if cache is None else cache.append(layer, k, v)
 
 
 class MLP(nn.Module):
@@ -151,10 +164,44 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x_BTC: Tensor, plan: AttentionPlan, cache: KVCache | None, layer: int
+        self,
+        x_BTC: Tensor,
+        plan: AttentionPlan,
+        cache: KVCache | None,
+        layer: int,
+        effect: LayerEffect | None = None,
     ) -> Tensor:
+        if effect is not None:
+            return self._affected(x_BTC, plan, cache, layer, effect)
         x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), plan, cache, layer)
         return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
+
+    def _affected(
+        self,
+        x_BTC: Tensor,
+        plan: AttentionPlan,
+        cache: KVCache | None,
+        layer: int,
+        effect: LayerEffect,
+    ) -> Tensor:
+        """The block as autonomy changes it; an effect of zeros gives the plain block's bits."""
+        if effect.noise_BTC is not None:
+            x_BTC = x_BTC + effect.noise_BTC * rms(x_BTC)
+        film = effect.film
+        attention_in = self.input_layernorm(x_BTC)
+        if film is not None:
+            attention_in = attention_in * (1 + film.attention_gain_BTC)
+        if effect.is_skipped:  # written through: later tokens attend to what passed by
+            self.self_attn.keys_values(attention_in, plan, cache, layer)
+            return x_BTC
+        y_BTC = x_BTC + self.self_attn(attention_in, plan, cache, layer)
+        mlp_in = self.post_attention_layernorm(y_BTC)
+        if film is not None:
+            mlp_in = mlp_in * (1 + film.mlp_gain_BTC)
+        y_BTC = y_BTC + self.mlp(mlp_in)
+        if film is not None:
+            y_BTC = y_BTC + film.shift_BTC
+        return y_BTC if effect.keep_BT1 is None else torch.where(effect.keep_BT1, y_BTC, x_BTC)
 
 
 class Trunk(nn.Module):
@@ -204,21 +251,64 @@ class GPT(nn.Module):
         ids_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        segments_BT: Tensor | None = None,
+        segments: Segments | None = None,
         cache: KVCache | None = None,
+        hook: LayerHook | None = None,
     ) -> Tensor:
         """Final normalised states, [B, T, C].
 
         Args:
             ids_BT: token ids.
             positions_BT: RoPE positions; default continues the cache.
-            segments_BT: packing: a token attends only to its own segment's past. None is faster
+            segments: packing: a token attends only to its own segment's past. None is faster
                 where no row holds two. Not with a cache.
             cache: keys and values of earlier tokens; extended in place.
+            hook: autonomy, or None for the plain model.
 
         Raises:
             ModelError: the sequence is longer than the cache or the model's context.
         """
+        plan = self.plan(ids_BT, positions_BT=positions_BT, segments=segments, cache=cache)
+        x_BTC = self.model.embed_tokens(ids_BT)
+        x_BTC = self.run_layers(x_BTC, plan, range(self.config.n_layers), cache=cache, hook=hook)
+        if cache is not None:
+            cache.length += ids_BT.shape[1]
+        return self.model.norm(x_BTC)
+
+    def run_layers(
+        self,
+        x_BTC: Tensor,
+        plan: AttentionPlan,
+        layers: range,
+        *,
+        cache: KVCache | None = None,
+        hook: LayerHook | None = None,
+    ) -> Tensor:
+        """Pass the residual stream through some of the layers.
+
+        `hidden` is embed, all layers, norm; whoever needs a state halfway (the mood is appraised
+        in the lowest quarter) calls this twice over the same plan, and advances `cache.length`
+        itself when the last layer is done.
+        """
+        for i in layers:
+            block, effect = self.model.layers[i], None if hook is None else hook.effect(i)
+            if cache is not None:
+                x_BTC = block(x_BTC, plan, cache, i, effect)
+            elif self.uses_activation_checkpointing and self.training:
+                x_BTC = checkpoint(block, x_BTC, plan, None, 0, effect, use_reentrant=False)
+            else:  # the same arguments for every layer, so that compiled blocks are one program
+                x_BTC = block(x_BTC, plan, None, 0, effect)
+        return x_BTC
+
+    def plan(
+        self,
+        ids_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        segments: Segments | None = None,
+        cache: KVCache | None = None,
+    ) -> AttentionPlan:
+        """What all layers share for these tokens (arguments and errors of `hidden`)."""
         past = cache.length if cache is not None else 0
         t = ids_BT.shape[1]
         limit = cache.max_tokens if cache is not None else self.config.max_positions
@@ -227,43 +317,35 @@ class GPT(nn.Module):
                 f"La secuencia tiene {past + t} tokens y solo caben {limit}: acorta el texto o "
                 "baja context_tokens."
             )
-        plan = self._plan(ids_BT, positions_BT, segments_BT, past)
-        x_BTC = self.model.embed_tokens(ids_BT)
-        for i, block in enumerate(self.model.layers):
-            if self.uses_activation_checkpointing and self.training:
-                x_BTC = checkpoint(block, x_BTC, plan, None, i, use_reentrant=False)
-            else:
-                x_BTC = block(x_BTC, plan, cache, i)
-        if cache is not None:
-            cache.length = past + t
-        return self.model.norm(x_BTC)
+        return self._plan(ids_BT, positions_BT, segments, past)
 
     def forward(
         self,
         ids_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        segments_BT: Tensor | None = None,
+        segments: Segments | None = None,
         cache: KVCache | None = None,
+        hook: LayerHook | None = None,
     ) -> Tensor:
         """Next-token logits at every position, [B, T, V] (see `hidden`)."""
-        x_BTC = self.hidden(ids_BT, positions_BT=positions_BT, segments_BT=segments_BT, cache=cache)
+        x_BTC = self.hidden(
+            ids_BT, positions_BT=positions_BT, segments=segments, cache=cache, hook=hook
+        )
         return F.linear(x_BTC, self.head_weight_VC)
 
     def _plan(
-        self, ids_BT: Tensor, positions_BT: Tensor | None, segments_BT: Tensor | None, past: int
+        self, ids_BT: Tensor, positions_BT: Tensor | None, segments: Segments | None, past: int
     ) -> AttentionPlan:
         t, device = ids_BT.shape[1], ids_BT.device
         if positions_BT is None:
             positions_BT = torch.arange(past, past + t, device=device)[None]
         cos, sin = self._rotations(positions_BT)
         mask = None
-        if segments_BT is not None:
-            mask = packed_mask(segments_BT)
-        elif past and t > 1:
+        if segments is None and past and t > 1:
             query = torch.arange(past, past + t, device=device)
             mask = (query[:, None] >= torch.arange(past + t, device=device))[None, None]
-        return AttentionPlan(cos, sin, mask, is_causal=mask is None and t > 1)
+        return AttentionPlan(cos, sin, mask, is_causal=mask is None and t > 1, segments=segments)
 
     def _rotations(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
         if self._inv_freq is None or self._inv_freq.device != positions_BT.device:
@@ -271,6 +353,11 @@ class GPT(nn.Module):
         angles_BTD = positions_BT[..., None].float() * self._inv_freq.repeat(2)
         dtype = self.model.norm.weight.dtype
         return angles_BTD.cos().to(dtype)[:, None], angles_BTD.sin().to(dtype)[:, None]
+
+
+def rms(x_BTC: Tensor) -> Tensor:
+    """Root mean square over the width, [B, T, 1], in fp32 and back to the input's dtype."""
+    return x_BTC.float().pow(2).mean(-1, keepdim=True).sqrt().to(x_BTC.dtype)
 
 
 def rotate(x_BHTD: Tensor, cos_B1TD: Tensor, sin_B1TD: Tensor) -> Tensor:
@@ -281,17 +368,6 @@ def rotate(x_BHTD: Tensor, cos_B1TD: Tensor, sin_B1TD: Tensor) -> Tensor:
     first, second = x_BHTD.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return x_BHTD * cos_B1TD.to(x_BHTD.dtype) + turned * sin_B1TD.to(x_BHTD.dtype)
-
-
-def packed_mask(segments_BT: Tensor) -> Tensor:
-    """Boolean [B, 1, T, T], True where query and key share a segment and the key is not later.
-
-    Padding (segment 0) attends to itself, so that no row is empty and no NaN is born.
-    """
-    t = segments_BT.shape[1]
-    same = segments_BT[:, :, None] == segments_BT[:, None, :]
-    causal = torch.ones(t, t, dtype=torch.bool, device=segments_BT.device).tril()
-    return (same & causal)[:, None]
 
 
 def rope_inv_freq(config: GPTConfig) -> Tensor:

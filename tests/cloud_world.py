@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from elchat_sim import FaultScript, Simulator
-from elchat_sim.virtual_host import VirtualPod
 
 from cli.cloud.context import ROOT
 from cli.cloud.remote import HostKeyChanged, RemoteFailure, Unreachable, Where
@@ -28,6 +26,8 @@ from cli.runpod_provider import RunpodProvider
 from elchat import checkpoint_files, config, runs
 from elchat.files import sha256_json
 from elchat.runs import Run
+from elchat_sim import FaultScript, Simulator
+from elchat_sim.virtual_host import VirtualPod
 
 STEP_S = 6.0
 CHECKPOINT_S = 600.0

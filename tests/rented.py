@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from elchat_sim import ACCOUNT_KEY, Simulator
-from elchat_sim.faults import FaultScript, PodEvent
 
 from elchat import config as configs
 from elchat import runs
 from elchat.runs import Run
+from elchat_sim import ACCOUNT_KEY, Simulator
+from elchat_sim.faults import FaultScript, PodEvent
 from tests import tiny_run
 
 ROOT = Path(__file__).parents[1]

@@ -1,10 +1,11 @@
-"""What the tests of the simulator share: a client whose every exchange is judged, a pod that boots."""
+"""What the tests of the simulator share: a client that is judged, a pod that boots."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import httpx
+
 from elchat_sim import FaultScript, Simulator, parse
 from elchat_sim.openapi import CheckedTransport, shared_checker
 

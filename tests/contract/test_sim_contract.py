@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from elchat_sim import openapi
 
+from elchat_sim import openapi
 from tests.sim_tools import KEY, L40S, POD, boot, client, create, simulator
 
 SPOT = "mutation { podRentInterruptable(input: {bidPerGpu: 0.2}) { id } }"
@@ -55,6 +55,7 @@ def test_a_created_pod_has_every_field_and_echoes_its_env(api):
         ({**POD, "gpu": {"id": L40S, "count": "1"}}, "$.gpu.count: Input should be"),
         ({**POD, "gpu": {"id": L40S, "count": 0}}, "$.gpu.count: Input should be"),
         ({**POD, "gpu": {"id": L40S, "count": 1, "minRamPerGpu": 8}}, "'minRamPerGpu' not allowed"),
+        ({**POD, "gpu": {"id": L40S, "count": 1, "minCudaVersion": None}}, "got null"),
         ({**POD, "env": {"A": 1}}, "$.env.A: Input should be a valid string"),
         ({**POD, "disk": None}, "'disk': got null"),
         ({**POD, "mounts": {"persistent": {"size": 5, "path": "/w"}}}, "$.mounts.persistent.size"),
@@ -299,3 +300,15 @@ def test_the_checker_can_fail(sim):
     wrong = httpx.Request("POST", "https://api.runpod.io/v2/pods", json={"nombre": "x"})
     with pytest.raises(openapi.ContractError):
         checker.check(wrong, httpx.Response(201, json={}, request=wrong))
+
+
+def test_later_texts_add_fields():
+    sim = simulator({"is_newer_spec": True})
+    with sim.client() as api:  # beyond the specification at hand
+        gpu = {**POD["gpu"], "minRamPerGpu": 8, "minVcpuCountPerGpu": 4}
+        pod = api.post("/v2/pods", json={**POD, "gpu": gpu, "cmd": ["sleep", "infinity"]}).json()
+        assert pod["cmd"] == ["sleep", "infinity"]
+        assert pod["entrypoint"] == []
+        assert pod["gpu"]["vcpuCount"] > 0
+        sim.sleep(300)
+        assert sim.live_pods()[0].restarts == 0  # what `cmd` says is what runs

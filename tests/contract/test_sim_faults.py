@@ -6,9 +6,9 @@ import json
 
 import httpx
 import pytest
+
 from elchat_sim import ContainerExit, FaultScriptError, load, parse
 from elchat_sim.faults import CAPACITY_TEXTS
-
 from tests.sim_tools import L40S, POD, boot, client, create, simulator
 
 A40 = {"id": "NVIDIA A40", "count": 1}
@@ -20,7 +20,7 @@ A40 = {"id": "NVIDIA A40", "count": 1}
 def test_a_misspelt_key_is_named_with_the_right_one(tmp_path):
     path = tmp_path / "guion.json"
     path.write_text(json.dumps({"lifecycle": {"pul_s": 3}}))
-    with pytest.raises(FaultScriptError, match="pul_s.*quisiste decir «pull_s»"):
+    with pytest.raises(FaultScriptError, match=r"pul_s.*quisiste decir «pull_s»"):
         load(path)
     path.write_text("{")
     with pytest.raises(FaultScriptError, match="no es JSON válido"):
@@ -100,9 +100,7 @@ def test_prices_change_between_the_quote_and_the_create():
     change = {"factor": 1.5, "gpu": L40S, "after_catalog_reads": 2}
     sim = simulator({"catalog": {"price_changes": [change]}})
     with client(sim) as api:
-        quotes = [
-            api.get(f"/v2/catalog/gpus/{L40S}").json()["price"]["secure"] for _ in range(2)
-        ]
+        quotes = [api.get(f"/v2/catalog/gpus/{L40S}").json()["price"]["secure"] for _ in range(2)]
         assert quotes == [1.09, pytest.approx(1.635)]
         assert api.post("/v2/pods", json=POD).json()["cost"] == pytest.approx(1.635)
 
@@ -385,7 +383,7 @@ def test_sigterm_with_its_grace(grace):
 )
 def test_hosts_die_in_three_ways(outcome, status):
     event = {"kind": "host_dies", "after_s": 1000, "outcome": outcome}
-    sim = simulator({"events": [event], "lifecycle": {"teardown_s": 9e9, "teardown_view": "TERMINATED"}})
+    sim = simulator({"events": [event]})
     with client(sim) as api:
         pod = boot(sim, api)
         sim.sleep(1100)
@@ -494,7 +492,12 @@ def test_the_pod_key_reaches_nothing_else():
     with client(sim) as account:
         mine, other = create(account), create(account, name="elchat-otra")
         with client(sim, sim.world.pods[mine].key) as api:
-            for path in ("/v2/pods", f"/v2/pods/{other}", "/v2/billing/pods", "/v2/account/ssh-keys"):
+            for path in (
+                "/v2/pods",
+                f"/v2/pods/{other}",
+                "/v2/billing/pods",
+                "/v2/account/ssh-keys",
+            ):
                 assert api.get(path).status_code == 403
             assert api.delete(f"/v2/pods/{other}").status_code == 403
             assert api.post("/v2/pods", json=POD).status_code == 403
@@ -581,3 +584,61 @@ def test_logs_may_be_refused():
     sim = simulator({"logs": {"mode": "refused"}})
     with client(sim) as api:
         assert api.get(f"/v2/pods/{create(api)}/logs").status_code == 400
+
+
+# ---- the rest of the script's keys
+
+
+def test_stock_prices_and_drivers_are_the_scripts():
+    catalog = {
+        "stock": {"*": "LOW", L40S: "NONE"},
+        "prices": {"NVIDIA A40": {"SECURE": 7.0, "COMMUNITY": 6.0}},
+        "cuda": {"NVIDIA A40": "13.0"},
+        "price_changes": [{"factor": 2.0, "at_s": 3600}],
+        "has_unknown_gpu": True,
+    }
+    sim = simulator({"catalog": catalog})
+    query = {"include": "AVAILABILITY", "product": "POD"}
+    with client(sim) as api:
+
+        def found():
+            listed = api.get("/v2/catalog/gpus", params=query).json()["gpus"]
+            return {gpu["id"]: gpu for gpu in listed}
+
+        before = found()
+        assert before[L40S]["availability"] == "NONE"
+        assert before["NVIDIA L4"]["availability"] == "LOW"
+        assert before["NVIDIA A40"]["price"] == {"secure": 7.0, "community": 6.0}
+        assert before["unknown"]["manufacturer"] == "UNKNOWN"
+        assert api.post("/v2/pods", json=POD).status_code == 400
+        recent = {**A40, "minCudaVersion": "13.0"}
+        pod_id = create(api, gpu=recent)
+        sim.sleep(3600)
+        assert found()["NVIDIA A40"]["price"]["secure"] == 14.0
+        assert sim.ledger.rate(pod_id) == pytest.approx(7.0, abs=0.1)  # its price was agreed
+
+
+def test_keys_edge_and_waits_are_the_scripts():
+    sim = simulator(
+        {
+            "account": {"key": "otra", "ssh_keys": ["ssh-ed25519 AAAA x"]},
+            "is_user_agent_checked": False,
+            "requests": [{"kind": "status", "status": 429, "retry_after_s": 7, "calls": [1]}],
+            "events": [{"kind": "stopped", "after_s": 0}],
+            "logs": {"system_kept_s": 10},
+            "lifecycle": {"restart_s": 50},
+        }
+    )
+    with client(sim, timeout=1.0) as api:
+        assert api.get("/v2/pods").headers["retry-after"] == "7"
+        assert api.get("/v2/pods", headers={"user-agent": "Python-urllib/3"}).status_code == 200
+        assert api.get("/v2/account/ssh-keys").json()["keys"] == ["ssh-ed25519 AAAA x"]
+        pod_id = create(api, args="bash -c true")
+        sim.sleep(200)
+        assert api.get(f"/v2/pods/{pod_id}").json()["status"] == "EXITED"
+        api.post(f"/v2/pods/{pod_id}/action", json={"action": "start"})
+        sim.sleep(210)  # 10 to start, then 1 of life for every 50 of waiting
+        assert sim.world.pods[pod_id].restarts == 4
+        api.delete(f"/v2/pods/{pod_id}")
+        sim.sleep(11)
+        assert api.get(f"/v2/pods/{pod_id}/logs").status_code == 404

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from elchat_sim import ACCOUNT_KEY, Simulator, parse
 from elchat_sim.openapi import CheckedTransport, shared_checker
-
 from tests.sim_tools import L40S, POD, create
 
 TESTS = Path(__file__).parents[1]

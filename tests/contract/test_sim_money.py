@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-from elchat_sim.billing import Window
+import itertools
 
+import pytest
+
+from elchat_sim.billing import Window
 from tests.sim_tools import POD, boot, client, create, simulator
 
 GPU = 1.09  # L40S in the secure cloud
@@ -40,7 +42,7 @@ def test_every_second_costs_the_same_and_nothing_costs_after_the_end():
         sim.sleep(100)
         seconds = sim.ledger.per_second(pod_id, start, sim.clock.now())
         assert len(seconds) == 101
-        steps = [after - before for before, after in zip(seconds, seconds[1:], strict=False)]
+        steps = [after - before for before, after in itertools.pairwise(seconds)]
         assert steps == pytest.approx([(GPU + CONTAINER + VOLUME) / 3600] * 100)
         api.delete(f"/v2/pods/{pod_id}")
         final = sim.ledger.dollars(pod_id)
@@ -151,7 +153,7 @@ def test_buckets_touch_and_hold_the_present(size):
     buckets = list(Window({"bucketSize": size, "lastN": "5"}, now).buckets())
     assert len(buckets) == 5
     assert buckets[-1][0] <= now < buckets[-1][1]
-    assert all(a[1] == b[0] for a, b in zip(buckets, buckets[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(buckets))
 
 
 def test_prices_can_be_made_to_run_fast():

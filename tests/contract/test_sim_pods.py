@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from elchat_sim import ACCOUNT_KEY, Simulator, parse
-from elchat_sim.process_host import missing, remove_tree
 
+from elchat_sim import ACCOUNT_KEY, Simulator, parse
+from elchat_sim.process_host import isolation, missing, remove_tree
 from tests.sim_tools import POD
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
@@ -143,7 +145,12 @@ def test_a_pod_from_end_to_end(rent, tmp_path):
         subprocess.run(["rsync", "-a", "-e", shell, source, target], check=True, timeout=60)
     assert (tmp_path / "vuelta/datos.bin").read_bytes() == bytes(range(256)) * 999
     # A job left alone goes on after the connection, and the pod can end itself.
-    assert pod.ssh("setsid nohup sh -c 'sleep 1; echo sigo > /workspace/sigo' </dev/null >/dev/null 2>&1 &") == ""
+    assert (
+        pod.ssh(
+            "setsid nohup sh -c 'sleep 1; echo sigo > /workspace/sigo' </dev/null >/dev/null 2>&1 &"
+        )
+        == ""
+    )
     until(lambda: pod.try_ssh("cat /workspace/sigo").stdout == "sigo\n")
     _end_itself(pod)
 
@@ -201,23 +208,23 @@ def test_stop_and_start_change_the_port_and_keep_the_volume(rent):
 def test_the_network_drops_under_a_session(rent):
     pod = rent()
     pod.ssh("true")
-    inside = pod.sim.world.pods[pod.id]
-    drop = {"kind": "network_drop", "after_s": 0, "scope": "ssh"}
-    pod.sim.world.apply(inside, parse({"events": [drop]}).events[0])
+    pod.sim.happen(pod.id, "network_drop", scope="ssh")
     name, *options = pod.ssh_command(1)
     fresh = [name, "-o", "ControlPath=none", *options, "root@127.0.0.1", "true"]
     assert subprocess.run(fresh, capture_output=True, timeout=30, check=False).returncode == 255
-    inside.network_down.clear()
-    pod.sim.host.set_network(inside)
+    pod.sim.restore_network(pod.id)
     assert pod.ssh("echo otra vez") == "otra vez\n"
 
 
 def test_disks_fill_and_gpus_break(rent):
-    events = [{"kind": "gpu_breaks", "after_s": 3}, {"kind": "disk_full", "after_s": 3}]
-    pod = rent({"events": events, "lifecycle": {"disk_limit_mib": 64}})
+    pod = rent({"lifecycle": {"disk_limit_mib": 64}})
     pod.ssh("head -c 1000000 /dev/zero > /workspace/cabe; nvidia-smi -L")
-    full = until(lambda: (r := pod.try_ssh("head -c 2000000 /dev/zero >> /workspace/no")).returncode
-                 not in (0, 255) and r)  # fmt: skip
+    too_big = pod.try_ssh("head -c 90000000 /dev/zero > /workspace/no")
+    assert "No space left on device" in too_big.stderr
+    pod.ssh("rm /workspace/no")
+    pod.sim.happen(pod.id, "disk_full")
+    pod.sim.happen(pod.id, "gpu_breaks")
+    full = pod.try_ssh("head -c 90000 /dev/zero > /workspace/tampoco")
     assert "No space left on device" in full.stderr
     assert pod.try_ssh("nvidia-smi").returncode == 15
     assert pod.ssh("stat -c %s /workspace/cabe") == "1000000\n"
@@ -226,10 +233,8 @@ def test_disks_fill_and_gpus_break(rent):
 def test_a_host_that_dies_takes_every_process(rent):
     pod = rent()
     pod.ssh("setsid sleep 999 </dev/null >/dev/null 2>&1 & true")
-    inside = pod.sim.world.pods[pod.id]
     container = pod.sim.host._containers[pod.id]
-    died = {"kind": "host_dies", "after_s": 0, "outcome": "exited"}
-    pod.sim.world.apply(inside, parse({"events": [died]}).events[0])
+    pod.sim.happen(pod.id, "host_dies", outcome="exited")
     until(lambda: container.exit_code() is not None)
     assert pod.body()["status"] == "EXITED"
     answer = pod.api.post(f"/v2/pods/{pod.id}/action", json={"action": "start"})
@@ -260,3 +265,21 @@ def test_what_the_container_prints_is_in_its_log(rent):
 def test_nothing_is_deleted_where_something_is_mounted(tmp_path):
     with pytest.raises(RuntimeError, match="mounted"):
         remove_tree(Path("/proc").parent)
+
+
+def test_pods_do_not_outlive_a_killed_simulator(tmp_path):
+    if not isolation().is_privileged:
+        pytest.skip("sin privilegios, los pods sobreviven a un kill -9 del simulador")
+    faults = tmp_path / "guion.json"
+    faults.write_text(json.dumps({"lifecycle": FAST}))
+    command = [sys.executable, "-m", "elchat_sim", "--faults", str(faults), "--state"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        [*command, str(tmp_path / "nube")], stdout=subprocess.PIPE, env=env, text=True
+    ) as process:
+        started = json.loads(process.stdout.readline())
+        headers = {"authorization": f"Bearer {started['key']}"}
+        httpx.post(f"{started['base_url']}/v2/pods", json=POD, headers=headers, timeout=20)
+        until(lambda: [root for root in _roots() if root.startswith(str(tmp_path))])
+        process.kill()
+    until(lambda: not [root for root in _roots() if root.startswith(str(tmp_path))])

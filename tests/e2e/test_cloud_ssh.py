@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from elchat_sim.process_host import missing
 
 from elchat import config, runs
 from elchat.runs import Run
+from elchat_sim.process_host import missing
 from scripts import run as worker
 from tests import tiny_run
 from tests.rented import Rental, cut_down, until

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from elchat_sim.process_host import missing
 
 from cli.cloud import checkpoints, record
 from cli.cloud.ledger import Ledger
+from elchat_sim.process_host import missing
 from tests import tiny_run
 from tests.rented import Rental, cut_down, until
 

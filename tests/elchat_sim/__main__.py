@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Literal
 
 from .faults import FaultScript, FaultScriptError, load
 from .simulator import Simulator
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     state = given.state or Path(tempfile.mkdtemp(prefix="elchat-sim-"))
-    kind = "virtual" if given.virtual else "real"
+    kind: Literal["virtual", "real"] = "virtual" if given.virtual else "real"
     simulator = Simulator(
         faults, pods=kind, port=given.port, state=state, binds=given.bind, start=time.time()
     )

@@ -84,9 +84,7 @@ class Api:
         self._count += 1
         response = self._answer(request)
         response.headers.setdefault("x-request-id", f"sim-{self._count:08d}")
-        self.world.record(
-            "request", None, f"{request.method} {request.path} -> {response.status}"
-        )
+        self.world.record("request", None, f"{request.method} {request.path} -> {response.status}")
         return response
 
     def _answer(self, request: Request) -> Response:

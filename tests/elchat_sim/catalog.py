@@ -75,8 +75,10 @@ class Catalog:
 
     def price(self, gpu: Gpu, cloud: str) -> float | None:
         """USD per GPU-hour now, or None where this cloud does not offer it."""
-        given = self._faults.prices.get(gpu.id, {})
-        base = {**gpu.prices, **given}.get(cloud)
+        base = gpu.prices.get(cloud)
+        for name, price in self._faults.prices.get(gpu.id, {}).items():
+            if name == cloud:
+                base = price
         if base is None:
             return None
         for change in self._changes:
@@ -118,11 +120,14 @@ class Catalog:
         wanted = set(filter(None, query.get("cudaVersions", "").split(",")))
         floor = cuda_key(query.get("minCudaVersion", "0"))
         cuda = self.host_cuda(gpu)
-        versions = [v for v in CUDA_VERSIONS if cuda_key(v) >= floor and (not wanted or v in wanted)]
+        versions = [
+            v for v in CUDA_VERSIONS if cuda_key(v) >= floor and (not wanted or v in wanted)
+        ]
         centers = [
             center["id"]
             for center in fixture()["data_centers"]
-            if center["id"] in gpu.data_centers and (not countries or center["country"] in countries)
+            if center["id"] in gpu.data_centers
+            and (not countries or center["country"] in countries)
         ]
         is_offered = (
             self.price(gpu, cloud) is not None

@@ -381,7 +381,11 @@ def match(path: str) -> dict[str, tuple[Handler, str]]:
     found: dict[str, tuple[Handler, str]] = {}
     for method, pattern, handler in ROUTES:
         wanted = pattern.split("/")
-        if len(wanted) == len(parts) and all(w in ("*", p) for w, p in zip(wanted, parts, strict=True)):
-            identifier = next((unquote(p) for w, p in zip(wanted, parts, strict=True) if w == "*"), "")
+        if len(wanted) == len(parts) and all(
+            w in ("*", p) for w, p in zip(wanted, parts, strict=True)
+        ):
+            identifier = next(
+                (unquote(p) for w, p in zip(wanted, parts, strict=True) if w == "*"), ""
+            )
             found.setdefault(method, (handler, identifier))
     return found

@@ -253,19 +253,20 @@ def parse(raw: Any) -> FaultScript:
         raise FaultScriptError("; ".join(_explain(item) for item in error.errors()[:5])) from None
 
 
+def all_keys() -> list[str]:
+    """Every key that some part of a script knows."""
+    schema = FaultScript.model_json_schema()
+    parts = [schema, *schema["$defs"].values()]
+    return sorted({key for part in parts for key in part.get("properties", {})})
+
+
 def _explain(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"]) or "el guion"
     if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(item["loc"][-1]), _all_keys(), 1)
+        near = difflib.get_close_matches(str(item["loc"][-1]), all_keys(), 1)
         return f"la clave «{where}» no existe" + (f"; ¿quisiste decir «{near[0]}»?" if near else "")
     if item["type"] == "missing":
         return f"falta la clave «{where}»"
     if item["type"] == "value_error":
         return f"en «{where}», {item['ctx']['error']}"
     return f"«{where}» vale {item['input']!r} y no se admite ({item['type']})"
-
-
-def _all_keys() -> list[str]:
-    schema = FaultScript.model_json_schema()
-    parts = [schema, *schema["$defs"].values()]
-    return sorted({key for part in parts for key in part.get("properties", {})})

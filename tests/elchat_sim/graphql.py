@@ -125,7 +125,7 @@ def _gpu_types(world: World) -> list[dict[str, Any]]:
 
 
 def _deploy(world: World, call: _Call) -> dict[str, Any]:
-    """The old way to rent. `stopAfter` and `terminateAfter` are accepted, and nobody acts on them."""
+    """Rent the old way. `stopAfter` and `terminateAfter` are accepted: nobody acts on them."""
     volume_gb = call.number("volumeInGb", 0)
     mounts: dict[str, Any] = {}
     if volume_gb:

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SYSTEM = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "opt")
-COPIED = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl/certs", "ssl/openssl.cnf", "resolv.conf", "alternatives",
-          "localtime", "mime.types")  # fmt: skip
-FOLDERS = ("dev", "proc", "sys", "tmp", "root", "run/sshd", "var/log", "var/tmp", "etc/ssh",
-           "workspace", "sim/bin", "opt")  # fmt: skip
+COPIED = (
+    "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl/certs", "ssl/openssl.cnf", "resolv.conf",
+    "alternatives", "localtime", "mime.types",
+)  # fmt: skip
+FOLDERS = (
+    "dev", "proc", "sys", "tmp", "root", "run/sshd", "var/log", "var/tmp", "etc/ssh", "workspace",
+    "sim/bin", "opt",
+)  # fmt: skip
 ENTRYPOINT = "/sim/nvidia_entrypoint.sh"
 
 # Facts of the official images: key, host keys, sshd, environment file, then sleep for ever.
@@ -30,7 +34,8 @@ if [ -n "$PUBLIC_KEY" ] && [ {has_sshd} = 1 ]; then
 fi
 python3 -c 'import os, shlex
 for name, value in os.environ.items():
-    if name.isidentifier(): print("export " + name + "=" + shlex.quote(value))' > /etc/rp_environment
+    if name.isidentifier():
+        print("export " + name + "=" + shlex.quote(value))' > /etc/rp_environment
 echo 'source /etc/rp_environment' >> ~/.bashrc
 if [ -f /pre_start.sh ]; then bash /pre_start.sh; fi
 echo "Start script(s) finished, Pod is ready to use."

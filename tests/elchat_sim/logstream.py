@@ -39,7 +39,7 @@ class LogStream:
         Raises:
             ConnectionResetError: the script drops the stream here.
         """
-        frames = []
+        frames: list[bytes] = []
         limit = self._world.faults.logs.drop_after_lines
         for line in self._pod.logs[self._next :]:
             self._next += 1

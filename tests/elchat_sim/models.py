@@ -6,7 +6,7 @@ contract is checked even where the specification's file is not at hand.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -29,36 +29,37 @@ class Body(BaseModel):
 # ---- requests
 
 
-def _without_nulls(data: Any, allowed: tuple[str, ...]) -> Any:
-    """The specification's optional fields may be absent, not null."""
-    if isinstance(data, dict):
-        for key, value in data.items():
-            if value is None and key not in allowed:
-                raise ValueError(f"'{key}': got null, want a value")
-    return data
+class Asked(Body):
+    """A request: optional fields may be absent, but null only where it means something."""
 
-
-class PersistentMount(Body):
-    size: int = Field(ge=10)
-    path: str
-
-
-class NetworkMount(Body):
-    volumeId: str
-    path: str
-
-
-class Mounts(Body):
-    persistent: PersistentMount | None = None
-    network: list[NetworkMount] | None = Field(default=None, max_length=1)
+    may_be_null: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _no_null(cls, data: Any) -> Any:
-        return _without_nulls(data, ())
+        if isinstance(data, dict):
+            for key, value in data.items():
+                if value is None and key not in cls.may_be_null:
+                    raise ValueError(f"'{key}': got null, want a value")
+        return data
 
 
-class CreateGpu(Body):
+class PersistentMount(Asked):
+    size: int = Field(ge=10)
+    path: str
+
+
+class NetworkMount(Asked):
+    volumeId: str
+    path: str
+
+
+class Mounts(Asked):
+    persistent: PersistentMount | None = None
+    network: list[NetworkMount] | None = Field(default=None, max_length=1)
+
+
+class CreateGpu(Asked):
     id: str
     count: int | None = Field(default=None, ge=1)
     allowedCudaVersions: list[CudaVersion] = []
@@ -70,23 +71,20 @@ class CreateGpuNewer(CreateGpu):
     minVcpuCountPerGpu: int | None = Field(default=None, ge=1)
 
 
-class CreateCpu(Body):
+class CreateCpu(Asked):
     id: NonEmpty
     vcpuCount: int = Field(ge=2)
 
 
-class Container(Body):
+class Container(Asked):
+    may_be_null: ClassVar[tuple[str, ...]] = ("registry",)
+
     args: str | None = None
     disk: int | None = Field(default=None, ge=1)
     env: dict[str, str] | None = None
     image: str | None = None
     ports: list[str] | None = None
     registry: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_null(cls, data: Any) -> Any:
-        return _without_nulls(data, ("registry",))
 
 
 class CreatePod(Container):
@@ -122,18 +120,18 @@ class UpdatePod(Container):
     templateId: str | None = None
 
 
-class PodActionRequest(Body):
+class PodActionRequest(Asked):
     action: ActionName
 
 
-class CreateVolume(Body):
+class CreateVolume(Asked):
     name: NonEmpty
     size: int = Field(ge=10, le=4096)
     dataCenter: NonEmpty
     type: VolumeType = "STANDARD"
 
 
-class UpdateVolume(Body):
+class UpdateVolume(Asked):
     name: NonEmpty | None = None
     size: int | None = Field(default=None, ge=10, le=4096)
 
@@ -144,7 +142,7 @@ class UpdateVolume(Body):
         return self
 
 
-class UpdateSshKeys(Body):
+class UpdateSshKeys(Asked):
     keys: list[SshKey]
 
 

@@ -26,7 +26,7 @@ def specification_path() -> Path | None:
         candidates.append(Path(given))
     if data := os.environ.get("ELCHAT_TEST_DATA"):
         candidates.append(Path(data).parent / "reference" / NAME)
-    candidates += [ROOT.parent / place / "reference" / NAME for place in ("shared", "../shared")]
+    candidates.append(ROOT.parent / "shared" / "reference" / NAME)
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -121,7 +121,7 @@ def shared_checker() -> Checker | None:
     return Checker(path) if path else None
 
 
-def _request(request: httpx.Request):  # type: ignore[no-untyped-def]
+def _request(request: httpx.Request):
     from openapi_core.testing import MockRequest
 
     path, _, query = request.url.raw_path.decode().partition("?")
@@ -137,7 +137,7 @@ def _request(request: httpx.Request):  # type: ignore[no-untyped-def]
     )
 
 
-def _response(response: httpx.Response):  # type: ignore[no-untyped-def]
+def _response(response: httpx.Response):
     from openapi_core.testing import MockResponse
 
     return MockResponse(

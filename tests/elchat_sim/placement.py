@@ -43,6 +43,10 @@ class Place:
     cuda: str | None
     usd_per_h: float
 
+    @property
+    def gpu_id(self) -> str | None:
+        return self.gpu.id if self.gpu else None
+
 
 def no_capacity(text: int | str = 0) -> Refusal:
     """The untyped 400 of a machine that is not there."""
@@ -72,9 +76,7 @@ def _check_rules(world: World, request: models.CreatePod) -> None:
     if request.cpu and mounts.persistent:
         raise Refusal(400, "mounts.persistent is not supported for CPU pods")
     if request.gpu and request.gpu.allowedCudaVersions and request.gpu.minCudaVersion:
-        raise Refusal(
-            400, "gpu.allowedCudaVersions and gpu.minCudaVersion are mutually exclusive"
-        )
+        raise Refusal(400, "gpu.allowedCudaVersions and gpu.minCudaVersion are mutually exclusive")
     if mounts.network:
         if mounts.network[0].volumeId not in world.volumes:
             raise Refusal(404, "network volume not found")

@@ -205,7 +205,9 @@ class Pod:
 
     def _cpu_body(self) -> models.PodCpu | None:
         cpu = self.request.cpu
-        return cpu and models.PodCpu(id=cpu.id, vcpuCount=cpu.vcpuCount, memory=cpu.vcpuCount * 2)
+        if cpu is None:
+            return None
+        return models.PodCpu(id=cpu.id, vcpuCount=cpu.vcpuCount, memory=cpu.vcpuCount * 2)
 
     def _ssh(self, now: float, address: str) -> models.Ssh:
         proxy = direct = None

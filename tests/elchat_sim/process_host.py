@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,12 +46,13 @@ class Isolation:
 
     @property
     def prefix(self) -> list[str]:
-        return ["unshare", *self._user, "--mount", "--pid", "--fork", "--kill-child", "--"]
+        flags = ["--mount", "--pid", "--fork", "--kill-child"]
+        return [*self._leash, "unshare", *self._user, *flags, "--"]
 
     @property
     def hold(self) -> list[str]:
         """A mount namespace alone."""
-        return ["unshare", *self._user, "--mount", "--"]
+        return [*self._leash, "unshare", *self._user, "--mount", "--"]
 
     @property
     def become(self) -> str:
@@ -64,6 +66,11 @@ class Isolation:
         """Into the mounts that process `holder` keeps."""
         user = [] if self.is_privileged else ["--user", "--preserve-credentials"]
         return ["nsenter", "--target", str(holder), *user, "--mount", "--"]
+
+    @property
+    def _leash(self) -> list[str]:
+        """Die with the thread that starts us (a user namespace would forget it)."""
+        return ["setpriv", "--pdeathsig", "KILL"] if self.is_privileged else []
 
     @property
     def _user(self) -> list[str]:
@@ -89,7 +96,7 @@ def isolation() -> Isolation | None:
 def missing() -> str | None:
     """Why real pods cannot run here, in Spanish, or None."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
-    for program in ("sshd", "ssh", "ssh-keygen", "rsync", "unshare", "nsenter"):
+    for program in ("sshd", "ssh", "ssh-keygen", "rsync", "unshare", "nsenter", "setpriv"):
         if shutil.which(program, path=path) is None:
             return f"falta {program} (Debian: apt install openssh-server rsync util-linux)"
     if isolation() is None:
@@ -176,6 +183,8 @@ class ProcessHost:
         self._isolation = found
         self.state = state.absolute()
         self._binds = list(binds)
+        # Processes end with the thread that starts them, so this one lives as long as the host.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="elchat-sim-starter")
         self._relays: dict[str, Relay] = {}
         self._ports: dict[str, int] = {}  # sshd's own, behind the relay
         self._containers: dict[str, Container] = {}
@@ -214,7 +223,9 @@ class ProcessHost:
         script = mount_script(container.disk, volume, pod.mount_path, self._binds)
         script += self._isolation.become
         env = {"PATH": image.path, "HOME": "/root", "LANG": "C.UTF-8", **pid1_env(pod, LOOPBACK)}
-        container.start(self._prefix(pod, volume), script, [ENTRYPOINT, *_command(pod)], env)
+        command = [ENTRYPOINT, *_command(pod)]
+        prefix = self._prefix(pod, volume)
+        self._starter.submit(container.start, prefix, script, command, env).result()
         self._containers[pod.id] = container
 
     def stop(self, pod: Pod, grace_s: float) -> None:
@@ -282,6 +293,7 @@ class ProcessHost:
         for holder in self._holders.values():
             holder.kill()
             holder.wait(ENDING_S)
+        self._starter.shutdown()
 
     # ---- helpers
 
@@ -290,7 +302,8 @@ class ProcessHost:
             return self._isolation.prefix
         if pod.id not in self._holders:
             limit = pod.lifecycle.disk_limit_mib or UNLIMITED_MIB
-            self._holders[pod.id] = _hold(self._isolation, volume, limit)
+            holding = self._starter.submit(_hold, self._isolation, volume, limit)
+            self._holders[pod.id] = holding.result()
         # The holder's user namespace already makes us root of its mounts.
         return [*self._isolation.enter(self._holders[pod.id].pid), *Isolation(True).prefix]
 

@@ -18,8 +18,9 @@ def random_faults(seed: int, *, intensity: float = 0.5) -> FaultScript:
     """A script with several faults of any kind.
 
     `intensity` is the chance that each family of faults shows up. Whatever comes out can be
-    survived within the budget by a guard that does its work: outages end, a host that answers
-    nothing is reachable by DELETE, and prices rise by less than a third.
+    survived within the budget by a guard that does its work: outages end, DELETE reaches every
+    pod, prices rise by less than a third, and a pod's key that can read can also end its pod (that
+    one which reads and cannot is a risk that stays; write it by hand).
     """
     rng = random.Random(seed)
 
@@ -45,7 +46,10 @@ def random_faults(seed: int, *, intensity: float = 0.5) -> FaultScript:
         raw["events"] = [_event(rng) for _ in range(rng.randint(1, 3))]
     if rng.random() < intensity / 2:
         rights = ("get", "delete", "stop", "terminate", "graphql")
-        raw["pod_key"] = {right: rng.random() < 0.6 for right in rights}
+        key = {right: rng.random() < 0.6 for right in rights}
+        if key["get"] and not (key["delete"] or key["terminate"] or key["graphql"]):
+            key[rng.choice(["delete", "terminate", "graphql"])] = True
+        raw["pod_key"] = key
     if rng.random() < intensity / 2:
         raw["rate_limits"] = {"is_enforced": True, "minute": rng.choice([20, 60, 180])}
     if rng.random() < intensity / 4:

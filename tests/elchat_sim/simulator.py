@@ -14,7 +14,7 @@ import httpx
 from . import server as http_server
 from .api import Api
 from .endpoints import Request, Response
-from .faults import FaultScript
+from .faults import FaultScript, PodEvent
 from .ledger import Ledger
 from .logstream import LogStream
 from .pods import Pod
@@ -151,7 +151,8 @@ class Simulator:
         """Let virtual time pass: the `sleep` to inject into the code under test."""
         if self.is_real:
             time.sleep(seconds)
-        else:
+            return
+        with self._lock:
             self.world.timeline.run_until(self.world.now + seconds)
 
     def sleep_with_the_computer(self) -> None:
@@ -168,6 +169,20 @@ class Simulator:
     @property
     def events(self) -> list[Event]:
         return self.world.events
+
+    def happen(self, pod_id: str, kind: str, **details: Any) -> None:
+        """Make one of the script's `events` happen to a pod at this moment."""
+        event = PodEvent.model_validate({"kind": kind, "after_s": 0, **details})
+        with self._lock:
+            self._catch_up()
+            self.world.apply(self.world.pods[pod_id], event)
+
+    def restore_network(self, pod_id: str) -> None:
+        """End a `network_drop` that had no duration."""
+        with self._lock:
+            pod = self.world.pods[pod_id]
+            pod.network_down.clear()
+            self.host.set_network(pod)
 
     def live_pods(self) -> list[Pod]:
         with self._lock:

@@ -10,6 +10,7 @@ import random
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from . import models
@@ -20,6 +21,7 @@ from .placement import Refusal, place
 from .pods import LogLine, Pod
 from .timeline import Timeline
 
+TERMINATED_SHOWN_S = 600.0  # how long a pod ended by its host can still be read
 NO_FREE_GPU = "There are not enough free GPUs on the host machine to start this pod."
 
 
@@ -82,10 +84,10 @@ class World:
         self.random = random.Random(faults.seed)
         self.deposited = 0.0
         for deposit in faults.money.deposits:
-            timeline.after(deposit.at_s, lambda usd=deposit.usd: self._deposit(usd))
+            timeline.after(deposit.at_s, partial(self._deposit, deposit.usd))
         for change in faults.catalog.price_changes:
             if change.at_s is not None:
-                timeline.after(change.at_s, lambda c=change: self.catalog.apply(c))
+                timeline.after(change.at_s, partial(self.catalog.apply, change))
         timeline.every(faults.money.drain_every_s, self._drain)
 
     @property
@@ -135,7 +137,7 @@ class World:
             data_center=place_found.data_center,
             cuda=place_found.cuda,
             compute_usd_per_h=place_found.usd_per_h,
-            lifecycle=self.faults.lifecycle_of(number, place_found.gpu and place_found.gpu.id),
+            lifecycle=self.faults.lifecycle_of(number, place_found.gpu_id),
             created_at=self.now,
             name=request.name,
         )
@@ -300,6 +302,8 @@ class World:
             self._become(pod, "EXITED")
             return
         pod.is_vanished = outcome == "gone"
+        shown = {"teardown_s": TERMINATED_SHOWN_S, "teardown_view": "TERMINATED"}
+        pod.lifecycle = pod.lifecycle.model_copy(update=shown)
         self.terminate(pod, why="lost")
 
     def _drop_network(self, pod: Pod, event: PodEvent) -> None:
@@ -333,7 +337,7 @@ class World:
     def _plan_events(self, pod: Pod, since: str) -> None:
         for event in self.faults.events_of(pod.number):
             if event.since == since:
-                self.timeline.after(event.after_s, lambda e=event: self.apply(pod, e))
+                self.timeline.after(event.after_s, partial(self.apply, pod, event))
 
     # ---- money
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
-from elchat_sim.faults import FaultScript
-from elchat_sim.random_faults import random_faults
 
 from cli.cloud import care, checkpoints, reaper, record
 from cli.pod import guard
 from cli.providers import Terms
 from elchat.errors import ElchatError
 from elchat.runs import Run
+from elchat_sim.faults import FaultScript
+from elchat_sim.random_faults import random_faults
 from tests.cloud_world import CloudWorld, Trainer, make_run
 
 LONGEST_OUTAGE_S = 480.0  # what every machine pays for in advance: cli.cloud.money.lag_s

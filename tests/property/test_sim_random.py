@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import httpx
 import pytest
-from elchat_sim import Simulator, fault_scripts, random_faults
-from elchat_sim.catalog import gpus
-from elchat_sim.openapi import shared_checker
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from elchat_sim import Simulator, fault_scripts, random_faults
+from elchat_sim.catalog import gpus
+from elchat_sim.openapi import shared_checker
 from tests.sim_tools import L40S, POD, client
 
 SLOW = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
@@ -33,10 +34,8 @@ def live_a_while(sim: Simulator, seed: int) -> None:
                 lambda path=path: api.delete(path),
                 lambda: api.get("/v2/catalog/gpus"),
             ]
-            try:
+            with contextlib.suppress(httpx.TransportError):
                 rng.choices(calls, weights=[2, 4, 2, 1, 1])[0]()
-            except httpx.TransportError:
-                pass
             sim.sleep(rng.expovariate(1 / 600))
 
 
@@ -87,7 +86,9 @@ def test_a_seed_is_a_script_and_every_family_of_faults_comes_out():
 
 # ---- the simulator refuses exactly what the specification refuses
 
-odd = st.sampled_from([None, 0, 1, -3, 2.5, True, "", "12.8", "x", [], {}, ["12.8"], {"a": "b"}])
+odd = st.sampled_from(
+    [None, 0, 1, -3, 2.5, True, "", "1", "12.8", "x", [], {}, ["12.8"], {"a": "b"}]
+)
 fields = st.dictionaries(
     st.sampled_from(
         ["name", "image", "gpu", "cpu", "cloud", "dataCenterIds", "disk", "mounts", "ports", "env",
@@ -125,3 +126,25 @@ def test_the_simulator_is_as_strict_as_the_specification(changes, gpu, mount):
     with client(sim) as api:  # judged on the way: 2xx must be valid, 422 must not be
         answer = api.post("/v2/pods", json=body)
     assert answer.status_code in (201, 400, 402, 404, 422)
+
+
+volume_fields = st.dictionaries(st.sampled_from(["name", "size", "dataCenter", "type"]), odd)
+
+
+@pytest.mark.skipif(shared_checker() is None, reason="la especificación de RunPod no está a mano")
+@settings(deadline=None, max_examples=60)
+@given(changes=fields, volume=volume_fields, key=odd)
+def test_changes_volumes_and_keys_are_as_strict_too(changes, volume, key):
+    sim = Simulator()
+    with client(sim) as api:
+        pod_id = api.post("/v2/pods", json=POD).json()["id"]
+        made = {"name": "v", "size": 10, "dataCenter": "US-KS-2"}
+        volume_id = api.post("/v2/network-volumes", json=made).json()["id"]
+        answers = [
+            api.patch(f"/v2/pods/{pod_id}", json=changes),
+            api.post(f"/v2/pods/{pod_id}/action", json={"action": key}),
+            api.post("/v2/network-volumes", json={**made, **volume}),
+            api.patch(f"/v2/network-volumes/{volume_id}", json=volume),
+            api.put("/v2/account/ssh-keys", json={"keys": [key]}),
+        ]
+    assert {answer.status_code for answer in answers} <= {200, 201, 400, 409, 422}

@@ -25,7 +25,9 @@ LAYERS: tuple[tuple[str, int], ...] = (
         "errors", "files", "paths", "model_config", "config", "runs", "bases", "hardware",
         "estimate", "checkpoint_files", "rental",
     )),
-    *((f"elchat.{name}", 1) for name in ("tokenizer", "chat_format", "gpt")),
+    *((f"elchat.{name}", 1) for name in (
+        "tokenizer", "chat_format", "attention", "gpt", "hooks", "philox",
+    )),
     *((f"elchat.{name}", 2) for name in (
         "weights", "gguf_reader", "hub", "model_store", "checkpoint", "sampling",
     )),

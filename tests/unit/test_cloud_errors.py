@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from elchat_sim.faults import FaultScript
 
 from cli.cloud import care, finish, record, remote
 from cli.main import main
@@ -17,6 +16,7 @@ from cli.pod import guard
 from cli.runpod_provider import RunpodProvider
 from elchat import errors, paths, runs
 from elchat.files import read_json
+from elchat_sim.faults import FaultScript
 from tests.cloud_world import CloudWorld, parsed
 
 KEY = "rpa_CLAVE.de-la-cuenta_0123456789"
