@@ -154,7 +154,7 @@ class RunpodProvider:
             except RunError:
                 pass  # another command looks after it: its files are fresh
             known = record.load(run)
-        return record.state_of(run, known), run.status()
+        return self._state(run, known), run.status()
 
     def advance(self, run: Run) -> tuple[State, Status]:
         """One step if it is due, and the state after it; what a follower calls again and again."""
@@ -167,7 +167,7 @@ class RunpodProvider:
             except RunError:
                 self._due[run.path] = self._clock() + 2.0
             known = record.load(run)
-        return record.state_of(run, known), run.status()
+        return self._state(run, known), run.status()
 
     def due(self, run: Run) -> float:
         """When `advance` has something to do again (epoch)."""
@@ -186,7 +186,7 @@ class RunpodProvider:
     ) -> State:
         known = record.load(run)
         if known is None or known.phase in record.ENDED:
-            return record.state_of(run, known)
+            return self._state(run, known)
         run.request("stop")
         if now:
             with record.locked(run, wait_s=LOCK_S):
@@ -201,7 +201,7 @@ class RunpodProvider:
                 f"sigue cobrando. {self._cost(run)}",
                 hint=f"Bórrala sin guardar: elchat stop {run.id} --now",
             )
-        return record.state_of(run, known)
+        return self._state(run, known)
 
     def resume(self, run: Run, terms: Terms | None = None) -> None:
         terms = terms or Terms()
@@ -252,7 +252,7 @@ class RunpodProvider:
             with record.locked(run, wait_s=LOCK_S):
                 delay_s = self._step(run)
             if on_wait is not None:
-                on_wait(record.state_of(run, record.load(run)), run.status())
+                on_wait(self._state(run, record.load(run)), run.status())
             self._sleep(delay_s)
 
     def _step(self, run: Run) -> float:
@@ -293,6 +293,9 @@ class RunpodProvider:
             clock=self._clock,
             say=self._say,
         )
+
+    def _state(self, run: Run, known: Record | None) -> State:
+        return record.state_of(run, known, self._clock())
 
     def _config(self, run: Run) -> Config:
         if run.path not in self._configs:

@@ -24,8 +24,10 @@ def boot(job: Job) -> float:
     if job.run.is_requested("stop"):
         job.dispose("stopped", "Detenida antes de empezar a entrenar.")
         return 0.0
-    if now > machine.boot_until:
-        job.reject(f"no arrancó en {duration(machine.boot_until - machine.created)}")
+    limit = machine.job_by if machine.host_key else machine.boot_until
+    if now > limit:
+        what = "no terminó de prepararse" if machine.host_key else "no arrancó"
+        job.reject(f"{what} en {duration(limit - machine.created)}")
         return 0.0
     assert machine.id is not None
     pod = job.client.get_pod(machine.id)
@@ -46,7 +48,9 @@ def boot(job: Job) -> float:
     except Unreachable:
         return POLL_S
     except HostKeyChanged:
+        machine.host_key = None
         job.remote.forget(job.where)
+        job.save()
         return POLL_S
 
 
@@ -71,7 +75,8 @@ def _meet(job: Job) -> float:
             return 0.0
         return POLL_S
     else:
-        job.record.tried = {}
+        job.record.tried, job.machine.host_key = {}, pinned
+        job.save()
         job.say("La guardia responde; subiendo el código y los datos...")
         return prepare(job)
     return 0.0

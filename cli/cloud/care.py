@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from cli.cloud import checkpoints
-from cli.cloud.context import ROOT, Job, is_ours
+from cli.cloud.context import ROOT, Job, recognise
 from cli.cloud.launch import sweep
 from cli.cloud.remote import HostKeyChanged, RemoteFailure, Unreachable
 from cli.runpod_client import RunpodError
@@ -47,18 +47,20 @@ def tend(job: Job) -> float:
         job.save()
         sweep(job)
     try:
+        if machine.host_key is None and not recognise(job):
+            return TICK_S
         return _visit(job)
     except (Unreachable, RemoteFailure):
         write_status(job, {})
-        return TICK_S
     except HostKeyChanged:  # a restarted container makes new host keys; the guard signs them too
-        _recognise(job)
-        return TICK_S
+        machine.host_key = None
+        job.save()
+    return TICK_S
 
 
 def glance(job: Job) -> Status:
     """Mirror the worker's files and decide nothing."""
-    return write_status(job, _mirror(job))
+    return write_status(job, _mirror(job) if job.machine.host_key else {})
 
 
 def lost(job: Job, why: str) -> None:
@@ -193,14 +195,3 @@ def _copy(source: Any, target: Any) -> None:
         temporary = target.with_name(f".{target.name}.mirror")
         temporary.write_bytes(data)
         temporary.replace(target)
-
-
-def _recognise(job: Job) -> None:
-    """Pin the new host key of our machine, if its guard signs it."""
-    job.remote.forget(job.where)
-    try:
-        pinned = job.remote.host_key(job.where)
-        if not is_ours(job.machine, pinned, job.guard_state()):
-            job.remote.forget(job.where)
-    except (Unreachable, HostKeyChanged):
-        job.remote.forget(job.where)

@@ -13,7 +13,7 @@ from cli.cloud import record as records
 from cli.cloud.ledger import Ledger
 from cli.cloud.record import Machine, Phase, Record
 from cli.cloud.remote import Remote, Where
-from cli.output import dollars
+from cli.output import dollars, number
 from cli.runpod_client import RunpodClient
 from elchat.config import Config
 from elchat.runs import Run
@@ -94,6 +94,20 @@ class Job:
         """What it has cost so far, as a sentence."""
         return f"Lleva gastados {dollars(self.spent())} de {dollars(self.record.budget_usd)}."
 
+    def still_on(self) -> str:
+        """That the machine goes on costing, and how much it has cost."""
+        if self.record.machine is None:
+            return self.cost_text()
+        rate = number(self.record.machine.usd_per_h, 2)
+        return f"La máquina sigue encendida a {rate} $/h. {self.cost_text()}"
+
+    def again(self) -> str:
+        """What to type once the obstacle is gone."""
+        return (
+            f"Arreglado el problema, sigue con: elchat attach {self.run.id}   o bórrala sin "
+            f"traer nada más: elchat stop {self.run.id} --now"
+        )
+
     def guard_state(self) -> dict[str, Any]:
         """What the guard last wrote, {} before its first word."""
         text = self.remote.read(self.where, f"{ROOT}/guard/state.json")
@@ -109,3 +123,21 @@ def is_ours(machine: Machine, pinned: str, guard: dict[str, Any]) -> bool:
     keys = [str(key) for key in guard.get("host_keys") or []]
     proof = hmac.new(machine.token.encode(), "\n".join(keys).encode(), hashlib.sha256).hexdigest()
     return pinned in keys and hmac.compare_digest(proof, str(guard.get("host_proof") or ""))
+
+
+def recognise(job: Job) -> bool:
+    """Pin the SSH server of our machine anew, and keep the pin only if its guard signs it.
+
+    Raises:
+        Unreachable: no connection now.
+    """
+    machine = job.machine
+    machine.host_key = None
+    job.remote.forget(job.where)
+    pinned = job.remote.host_key(job.where)
+    if not is_ours(machine, pinned, job.guard_state()):
+        job.remote.forget(job.where)
+        return False
+    machine.host_key = pinned
+    job.save()
+    return True

@@ -8,7 +8,8 @@ from cli.cloud import boot, care, finish, launch
 from cli.cloud.context import Job
 from cli.cloud.record import ENDED, Phase
 from cli.runpod_client import AuthRefused, Forbidden, RunpodError
-from elchat.errors import AuthError
+from elchat.errors import AuthError, DiskError
+from elchat.files import raise_if_disk_full
 
 API_RETRY_S = 15.0
 STEPS: dict[Phase, Callable[[Job], float]] = {
@@ -39,6 +40,14 @@ def step(job: Job) -> float:
             hint="Crea otra en la consola de RunPod (Settings → API Keys) y repite: "
             f"elchat resume {job.run.id}",
         ) from None
+    except OSError as error:
+        try:
+            raise_if_disk_full(error, job.run.path)
+        except DiskError as full:
+            raise DiskError(f"{full} {job.still_on()}", hint=job.again()) from None
+        raise
+    except DiskError as error:
+        raise DiskError(f"{error} {job.still_on()}", hint=job.again()) from None
     except RunpodError as error:
         job.say(f"RunPod no responde bien ({error}); se insiste.")
         return API_RETRY_S

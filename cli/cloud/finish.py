@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 
 from cli.cloud.care import lost, write_status
-from cli.cloud.context import ROOT, Job
+from cli.cloud.context import ROOT, Job, recognise
 from cli.cloud.remote import HostKeyChanged, RemoteFailure, Unreachable
-from cli.output import number
 from cli.runpod_client import RunpodError
-from elchat.errors import DiskError, TransferError
+from elchat.errors import TransferError
 from elchat.files import read_json, sha256_file
 
 FETCH_S = 25.0
@@ -25,7 +24,6 @@ def fetch(job: Job) -> float:
 
     Raises:
         TransferError: it keeps arriving damaged; the machine is still there.
-        DiskError: no room here; the machine is still there.
     """
     machine = job.machine
     assert machine.id is not None
@@ -51,15 +49,16 @@ def fetch(job: Job) -> float:
         job.dispose("done")
         return 0.0
     try:
+        if machine.host_key is None and not recognise(job):
+            return RETRY_S
         if not _bring(job, incoming):
             return 0.5
     except (Unreachable, RemoteFailure):
         return RETRY_S
     except HostKeyChanged:
-        job.remote.forget(job.where)
+        machine.host_key = None
+        job.save()
         return RETRY_S
-    except DiskError as error:
-        raise DiskError(f"{error} {_still_on(job)}", hint=_again(job)) from None
     damaged = verify_result(incoming)
     if damaged:
         return _damaged(job, incoming, damaged)
@@ -124,8 +123,8 @@ def _damaged(job: Job, incoming: Path, damaged: list[str]) -> float:
     if job.record.bad_downloads % MAX_BAD == 0:
         raise TransferError(
             f"El resultado llega dañado una y otra vez ({names}): no coincide con su huella "
-            f"sha256. {_still_on(job)}",
-            hint=_again(job),
+            f"sha256. {job.still_on()}",
+            hint=job.again(),
         )
     job.say(f"Llegó dañado y se vuelve a pedir: {names}.")
     return 1.0
@@ -154,15 +153,3 @@ def _after_deletion(job: Job) -> None:
         message = job.record.message if after != "done" else f"Terminado: {job.run.model_path}"
         write_status(job, {"outcome": outcome, "message": message, "eta_s": None})
         job.run.clear("stop")
-
-
-def _still_on(job: Job) -> str:
-    rate = number(job.machine.usd_per_h, 2)
-    return f"La máquina sigue encendida a {rate} $/h con el resultado. {job.cost_text()}"
-
-
-def _again(job: Job) -> str:
-    return (
-        f"Arreglado el problema, sigue con: elchat attach {job.run.id}   o bórrala sin el "
-        f"resultado: elchat stop {job.run.id} --now"
-    )

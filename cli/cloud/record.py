@@ -53,6 +53,7 @@ class Machine(BaseModel):
         job_by: without a job to do by then, its guard deletes it.
         asked_at: when RunPod was asked for it; None before.
         token: what the guard signs its host key with.
+        host_key: of its SSH server, once the guard has vouched for it; nothing is sent before.
         seen_running: its trainer has been seen alive.
     """
 
@@ -75,7 +76,7 @@ class Machine(BaseModel):
     id: str | None = None
     host: str | None = None
     port: int | None = None
-    is_prepared: bool = False
+    host_key: str | None = None
     is_stop_asked: bool = False
     was_started_again: bool = False
     seen_running: bool = False
@@ -180,11 +181,11 @@ def locked(
         os.close(lock)
 
 
-def state_of(run: Run, known: Record | None) -> State:
+def state_of(run: Run, known: Record | None, now: float | None = None) -> State:
     """A rented run's state in the words all runs share."""
     if known is None:
-        return run.state()
+        return run.state(now)
     if known.phase == "running":
-        state = run.state()
+        state = run.state(now)
         return state if state in ("pending", "running", "stalled") else "running"
     return STATES[known.phase]

@@ -162,7 +162,7 @@ def test_a_disk_that_fills_up_here(cloud, config, monkeypatch):
     monkeypatch.setattr(finish, "_bring", full)
     with pytest.raises(errors.DiskError) as caught:
         there.world.follow(run, provider)
-    assert "La máquina sigue encendida a 0,75 $/h con el resultado" in str(caught.value)
+    assert "La máquina sigue encendida a 0,75 $/h" in str(caught.value)
     assert "Lleva gastados" in str(caught.value)
     assert "elchat attach llena" in (caught.value.hint or "")
     assert len(there.world.sim.live_pods()) == 1
