@@ -41,7 +41,13 @@ def cut_down(folder: Path, **stage: Any) -> dict[str, Any]:
     for name in ("cpt", "sft"):
         raw["training"][name] |= {**tiny["training"][name], "max_tokens": None}
     raw["training"] |= {"precision": "fp32", "micro_batch_rows": 2}
-    raw["compute"] |= {"device": "cpu", "threads": 1, "pull_minutes": 0.03, "grace_minutes": 5}
+    raw["compute"] |= {
+        "device": "cpu",
+        "threads": 1,
+        "compile": "never",
+        "pull_minutes": 0.03,
+        "grace_minutes": 5,
+    }
     return raw
 
 

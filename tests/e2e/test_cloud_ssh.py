@@ -39,7 +39,9 @@ def losses(run: Run) -> dict[tuple[str, int], float]:
 
 def straight_run(raw: dict[str, Any], name: str) -> Run:
     """The same configuration on this machine, never interrupted."""
-    parsed = config.parse({**raw, "compute": {"device": "cpu", "threads": 1}}, origin="recta")
+    parsed = config.parse(
+        {**raw, "compute": tiny_run.raw_config(Path())["compute"]}, origin="recta"
+    )
     run = runs.create(parsed, provider="local", name=name)
     assert worker.main([str(run.path)]) == 0
     return run
