@@ -11,15 +11,17 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli.cloud import record
 from cli.processes import ROOT
-from cli.runpod_client import RunpodClient
-from cli.runpod_models import Pod
 from elchat import paths, runs
 from elchat.errors import ElchatError
 from elchat.files import read_json, write_json
+
+if TYPE_CHECKING:  # their import costs a tenth of a second that a warning does not need
+    from cli.runpod_client import RunpodClient
+    from cli.runpod_models import Pod
 
 CACHE_S = 600.0
 FORGET_S = 6 * 3600.0
@@ -123,6 +125,8 @@ def _cache() -> Any:
 
 def main() -> int:
     """The background check."""
+    from cli.runpod_client import RunpodClient
+
     try:
         find(RunpodClient(os.environ.get("RUNPOD_API_KEY", "").strip()), time.time())
     except Exception:  # nobody is listening; the next command tries again
