@@ -53,7 +53,9 @@ def report_end(
     messages = {
         "failed": f"«{run.id}» falló: {status.message or 'el registro dice por qué'}",
         "stopped": f"«{run.id}» se detuvo. {status.message or 'Su estado quedó guardado.'}",
-        "dead": f"«{run.id}» murió: su proceso desapareció sin despedirse.",
+        "dead": f"«{run.id}» murió: su proceso desapareció sin despedirse."
+        if run.provider == "local"
+        else f"«{run.id}» se quedó sin máquina: {status.message}",
     }
     note(messages[state])
     if state != "stopped":

@@ -32,7 +32,7 @@ def as_dict(run: Run, state: State, status: Status) -> dict[str, Any]:
 def as_fields(run: Run, state: State, status: Status) -> list[tuple[str, str]]:
     """The run for a two-column table."""
     pairs = [
-        ("estado", state_text(state, status)),
+        ("estado", state_text(state, status, is_local=run.provider == "local")),
         ("configuración", f"{run.config_name} ({run.provider})"),
         ("creada", when(run.created)),
         ("etapa", stage_text(status)),
@@ -80,12 +80,15 @@ def progress_line(status: Status) -> str:
     return " · ".join(parts)
 
 
-def state_text(state: State, status: Status) -> str:
+def state_text(state: State, status: Status, *, is_local: bool = True) -> str:
     """The state, with what the reader should know about it."""
     text = STATES[state]
+    if not is_local and state == "dead":
+        return "sin máquina"
     if state == "stalled":
         silence_s = time.time() - status.heartbeat
-        text += f" desde hace {duration(silence_s)} (el proceso vive; lo normal es menos de "
+        alive = "el proceso vive; " if is_local else ""
+        text += f" desde hace {duration(silence_s)} ({alive}lo normal es menos de "
         text += f"{duration(HEARTBEAT_STALE_S)})"
     elif state == "dead":
         text += " (el proceso desapareció sin despedirse)"

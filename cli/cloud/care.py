@@ -74,6 +74,7 @@ def lost(job: Job, why: str) -> None:
         return
     job.say(why)
     job.go("budget" if is_over else "lost", machine=None, message=why)
+    write_status(job, {"message": why, "eta_s": None})
 
 
 def write_status(job: Job, remote: dict[str, Any]) -> Status:

@@ -53,6 +53,8 @@ def as_fields(run: Run, now: float) -> list[tuple[str, str]]:
         pairs.append(("máquina", f"{machine.gpu}, {where} ({machine.id or 'sin identificador'})"))
         pairs.append(("precio", f"{output.number(machine.usd_per_h, 2)} $/h, disco incluido"))
         pairs.append(("se borra como tarde", output.when(machine.deadline)))
+    if known.message:
+        pairs.append(("motivo", known.message))
     spent = Ledger(run.path).spent(now)
     limit = output.dollars(known.budget_usd)
     pairs.append(("gasto calculado", f"{output.dollars(spent)} de {limit}"))
