@@ -221,14 +221,18 @@ class RunpodClient:
 
     # --- catalogue, volumes, money ---------------------------------------------------------------
 
-    def gpus(self, cloud: str, count: int = 1) -> list[CatalogGpu]:
-        """GPU types with price and stock in "secure" or "community" at this moment."""
+    def gpus(self, cloud: str, count: int = 1, min_cuda: str | None = None) -> list[CatalogGpu]:
+        """GPU types with price and stock in "secure" or "community" at this moment.
+
+        Args:
+            min_cuda: stock counts only hosts with this CUDA version or a newer one.
+        """
         query = {
             "include": "AVAILABILITY",
             "product": "POD",
             "count": str(count),
             "cloud": cloud.upper(),
-        }
+        } | ({"minCudaVersion": min_cuda} if min_cuda else {})
         answer = self._read("/v2/catalog/gpus", query)
         return [_parsed(CatalogGpu, item) for item in (answer or {}).get("gpus") or []]
 

@@ -27,6 +27,7 @@ from elchat import checkpoint_files, config, runs
 from elchat.files import sha256_json
 from elchat.runs import Run
 from elchat_sim import FaultScript, Simulator
+from elchat_sim.catalog import gpus
 from elchat_sim.virtual_host import VirtualPod
 
 STEP_S = 6.0
@@ -345,6 +346,13 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatch(name, pattern)
 
 
+def with_new_drivers(faults: FaultScript) -> FaultScript:
+    """Every host has the CUDA 13 that elchat asks for; the fixture's have what was seen in 2025."""
+    cuda = {gpu_id: "13.0" for gpu_id in gpus()} | faults.catalog.cuda
+    catalog = faults.catalog.model_copy(update={"cuda": cuda})
+    return faults.model_copy(update={"catalog": catalog})
+
+
 class CloudWorld:
     """A simulator whose pods run the real guard, and providers that live in it.
 
@@ -353,7 +361,7 @@ class CloudWorld:
     """
 
     def __init__(self, faults: FaultScript | None = None, *, damage_share: float = 0.0) -> None:
-        self.sim = Simulator(faults)
+        self.sim = Simulator(with_new_drivers(faults or FaultScript()))
         self.sim.on_container_start(self._guard_for)
         seed = self.sim.faults.seed
         self.remote = VirtualRemote(self.sim, random.Random(seed), damage_share)

@@ -18,6 +18,7 @@ from elchat.runs import Run
 from elchat_sim import ACCOUNT_KEY, Simulator
 from elchat_sim.faults import FaultScript, PodEvent
 from tests import tiny_run
+from tests.cloud_world import with_new_drivers
 
 ROOT = Path(__file__).parents[1]
 QUICK = [sys.executable, str(ROOT / "tests" / "e2e" / "elchat_quick.py")]
@@ -61,9 +62,8 @@ class Rental:
     def __init__(self, folder: Path, raw: dict[str, Any], faults: dict[str, Any] | None = None):
         script = {**(faults or {})}
         script["lifecycle"] = {**FAST, **script.get("lifecycle", {})}
-        self.sim = Simulator(
-            FaultScript.model_validate(script), pods="real", state=folder / "nube"
-        ).start()
+        faults_found = with_new_drivers(FaultScript.model_validate(script))
+        self.sim = Simulator(faults_found, pods="real", state=folder / "nube").start()
         self.commands: list[subprocess.Popen[str]] = []
         self.home = folder / "casa"
         self.config = folder / "recorte.yaml"

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from cli.cloud.context import ROOT, Job
-from cli.cloud.quote import CONTAINER_DISK_GB
+from cli.cloud.quote import CONTAINER_DISK_GB, MIN_CUDA
 from cli.processes import ROOT as SOURCE
 from cli.runpod_client import api_url, is_url_overridden
 from elchat.config import Config
 from elchat.files import write_json, write_text
 
-IMAGE = "runpod/pytorch:1.0.3-cu1281-torch291-ubuntu2404"
-MIN_CUDA = "12.8"
+IMAGE = "runpod/pytorch:1.0.3-cu1300-torch291-ubuntu2404"
 GUARD_FILE = "/elchat-guard.py"
 PACKAGES = ("elchat", "scripts", "tasks", "cli")
 SECRET_NAMES = ("KEY", "SECRET", "PASSWORD")

@@ -12,6 +12,7 @@ from elchat import estimate, hardware
 from elchat.config import Config
 from elchat.model_config import GPTConfig
 
+MIN_CUDA = "13.0"  # what torch 2.13 is built for: an older driver would not start it
 CONTAINER_DISK_GB = 20  # smaller ones have been refused where this one was placed at once
 STOCK = {"HIGH": "mucha", "MEDIUM": "alguna", "LOW": "poca", "NONE": "ninguna"}
 
@@ -54,7 +55,7 @@ def live_prices(
     found: dict[str, dict[str, tuple[float, str | None]]] = {}
     for cloud in clouds:
         found[cloud] = {}
-        for gpu in client.gpus(cloud):
+        for gpu in client.gpus(cloud, min_cuda=MIN_CUDA):
             price = gpu.usd_per_h(cloud)
             if price is not None:
                 found[cloud][gpu.id] = (price, gpu.availability)
