@@ -66,7 +66,7 @@ def verify(path: Path) -> dict[str, Any]:
 
 def sync(path: Path) -> None:
     """Flush a checkpoint that was not written by `checkpoint.save`, and its name."""
-    for file in path.iterdir():
+    for file in filter(Path.is_file, path.rglob("*")):
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
     fsync_dir(path)
