@@ -41,6 +41,8 @@ COMMANDS: Mapping[str, str] = {
     "export": "Exporta un modelo a Hugging Face, GGUF u Ollama.",
     "data": "Enseña lo que verá el modelo: tokens, máscara y empaquetado.",
     "chat": "Conversa en la terminal con el resultado.",
+    "eval": "Mide un modelo con tareas en español y bits por byte.",
+    "ship": "Dice si el resultado es mejor que su base: sale con 0 sí, 2 no, 3 no se sabe.",
     "estimate": "Calcula memoria, tiempo y dólares antes de empezar.",
     "cost": "Compara lo calculado con lo que RunPod ha facturado.",
     "reaper": "Borra las máquinas alquiladas que pasan de su hora límite.",

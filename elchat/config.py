@@ -215,6 +215,12 @@ class EvaluationSection(Section):
 
     every_steps: PositiveInt = Field(200, description="Pasos entre mediciones de bits por byte")
     log_every_steps: PositiveInt = Field(10, description="Pasos entre líneas de registro")
+    tasks: list[str] = Field(
+        default_factory=list, description="Tareas o grupos que se miden al acabar, antes y después"
+    )
+    task_limit: PositiveInt | None = Field(
+        None, description="Preguntas de cada tarea, como mucho; vacío, todas"
+    )
     sample_prompts: list[str] = Field(
         default_factory=lambda: ["¿Quién eres?"], description="Preguntas de muestra del informe"
     )

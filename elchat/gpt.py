@@ -69,7 +69,8 @@ class AttentionPlan:
 
     Attributes:
         cos_BT1D, sin_BT1D: rotation tables, broadcast over heads.
-        mask_11TS: True where attention is allowed; None means plain causal (or a single query).
+        mask_11TS: True where attention is allowed, for all rows or ([B, 1, T, S]) for each; None
+            means plain causal (or a single query).
         is_causal: passed to SDPA when there is no mask.
         segments: documents packed in the rows, or None.
     """
@@ -252,6 +253,7 @@ class GPT(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         segments: Segments | None = None,
+        mask_BTS: Tensor | None = None,
         cache: KVCache | None = None,
         hook: LayerHook | None = None,
     ) -> Tensor:
@@ -262,13 +264,17 @@ class GPT(nn.Module):
             positions_BT: RoPE positions; default continues the cache.
             segments: packing: a token attends only to its own segment's past. None is faster
                 where no row holds two. Not with a cache.
+            mask_BTS: True where a new token may look at a cached or new one, instead of the causal
+                mask: a tree of continuations in one row, or padding in front of a row.
             cache: keys and values of earlier tokens; extended in place.
             hook: autonomy, or None for the plain model.
 
         Raises:
             ModelError: the sequence is longer than the cache or the model's context.
         """
-        plan = self.plan(ids_BT, positions_BT=positions_BT, segments=segments, cache=cache)
+        plan = self.plan(
+            ids_BT, positions_BT=positions_BT, segments=segments, mask_BTS=mask_BTS, cache=cache
+        )
         x_BTC = self.model.embed_tokens(ids_BT)
         x_BTC = self.run_layers(x_BTC, plan, range(self.config.n_layers), cache=cache, hook=hook)
         if cache is not None:
@@ -306,18 +312,20 @@ class GPT(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         segments: Segments | None = None,
+        mask_BTS: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> AttentionPlan:
         """What all layers share for these tokens (arguments and errors of `hidden`)."""
         past = cache.length if cache is not None else 0
         t = ids_BT.shape[1]
         limit = cache.max_tokens if cache is not None else self.config.max_positions
-        if past + t > limit:
+        has_many_texts = mask_BTS is not None and cache is None  # each within its own positions
+        if past + t > limit and not has_many_texts:
             raise ModelError(
                 f"La secuencia tiene {past + t} tokens y solo caben {limit}: acorta el texto o "
                 "baja context_tokens."
             )
-        return self._plan(ids_BT, positions_BT, segments, past)
+        return self._plan(ids_BT, positions_BT, segments, mask_BTS, past)
 
     def forward(
         self,
@@ -335,14 +343,19 @@ class GPT(nn.Module):
         return F.linear(x_BTC, self.head_weight_VC)
 
     def _plan(
-        self, ids_BT: Tensor, positions_BT: Tensor | None, segments: Segments | None, past: int
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None,
+        segments: Segments | None,
+        mask_BTS: Tensor | None,
+        past: int,
     ) -> AttentionPlan:
         t, device = ids_BT.shape[1], ids_BT.device
         if positions_BT is None:
             positions_BT = torch.arange(past, past + t, device=device)[None]
         cos, sin = self._rotations(positions_BT)
-        mask = None
-        if segments is None and past and t > 1:
+        mask = None if mask_BTS is None else mask_BTS[:, None]
+        if mask is None and segments is None and past and t > 1:
             query = torch.arange(past, past + t, device=device)
             mask = (query[:, None] >= torch.arange(past + t, device=device))[None, None]
         return AttentionPlan(cos, sin, mask, is_causal=mask is None and t > 1, segments=segments)

@@ -20,7 +20,8 @@ from elchat.errors import ElchatError
 from elchat.training.device import pick_device
 from elchat.training.parallel import Parallel
 from elchat.training.reporter import Reporter
-from scripts.stages import STAGES, OtherFailed, Stopped, Worker, walk
+from scripts.measure import Stopped
+from scripts.stages import STAGES, OtherFailed, Worker, walk
 
 UNEXPECTED = 70  # a fault of the machine or ours: several processes are started again
 

@@ -18,7 +18,8 @@ from elchat.data.prepare import PreparationStopped, Progress, prepare
 from elchat.data.shards import ShardSet, TokenSource
 from elchat.engine import Engine
 from elchat.errors import ConfigError, ElchatError, ModelError
-from elchat.evaluation import sample_replies, score_languages
+from elchat.evaluation import datasets, documents
+from elchat.evaluation.held_out import sample_replies, score_languages
 from elchat.export import bundle
 from elchat.files import read_json, sha256_file, sha256_json, write_json
 from elchat.report import fertility
@@ -26,20 +27,17 @@ from elchat.runs import Run
 from elchat.training import compiled
 from elchat.training import loop as training_loop
 from elchat.training.adapters import add_adapters, add_embedding_noise, freeze
-from elchat.training.device import peak_memory_mib, plan_compute
+from elchat.training.device import peak_memory_mib, pick_device, plan_compute
 from elchat.training.loop import Job, Loop
 from elchat.training.parallel import Parallel
 from elchat.training.plan import StagePlan, make_plan
 from elchat.training.reporter import Reporter
 from elchat.weights import LoadedModel, load_model
+from scripts.measure import RunMeter, Stopped
 
 TrainedStage = Literal["cpt", "sft"]
 HELD_OUT_LANGUAGES = ("es", "en")
 HELD_OUT_ROWS = 2
-
-
-class Stopped(Exception):
-    """A stop was asked for and obeyed; the run can be resumed."""
 
 
 class OtherFailed(Exception):
@@ -86,6 +84,7 @@ class Worker:
 def run_data(worker: Worker) -> None:
     """Fetch the base model and prepare the shards of every enabled stage."""
     config, reporter = worker.config, worker.reporter
+    datasets.parse_requests(config.evaluation.tasks)  # a wrong name fails now, not in hours
     base_path = hub.fetch_base(config.model.base, config.model.start, progress=reporter.log)
     loaded = load_model(base_path, dtype=torch.bfloat16)
     check_contexts(config, loaded)
@@ -165,16 +164,27 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
 
 
 def run_eval(worker: Worker) -> None:
-    """Sample replies of the base and after each stage; scores come from the training stages."""
+    """Measure the base, what each stage left and the result; compare the last with the first.
+
+    The result is measured as it will be exported: rounded to `export.dtype`.
+    """
     config = worker.config
     prompts = config.evaluation.sample_prompts
-    loaded = load_model(base_path(worker), dtype=torch.float32)
+    device = pick_device(config.compute.device)
+    loaded = load_model(base_path(worker), dtype=torch.float32, device=device)
+    meter = RunMeter.open(worker.run, config, worker.reporter, held_out_documents(worker, loaded))
     replies = {"base": replies_of(loaded, config, prompts)}
+    meter.measure("base", loaded, replies["base"], str(base_path(worker)))
     for stage in enabled_stages(config):
-        if worker.reporter.should_stop():
-            raise Stopped
+        is_last = stage == enabled_stages(config)[-1]
         loaded.model.load_state_dict(final_checkpoint(worker, stage).model)
-        replies[stage] = replies_of(loaded, config, prompts)
+        if is_last:
+            loaded.model.to(getattr(torch, config.export.dtype)).float()
+        label = "final" if is_last else stage
+        replies[label] = replies_of(loaded, config, prompts)
+        path = str(worker.run.model_path if is_last else stage)
+        meter.measure(label, loaded, replies[label], path)
+    meter.compare("base", "final")
     worker.finish("eval", prompts=prompts, replies=replies)
 
 
@@ -437,23 +447,34 @@ def with_replay(worker: Worker, stage: TrainedStage, shards: ShardSet) -> tuple[
 
 
 def held_out(worker: Worker) -> dict[str, Callable[[], Iterable[Batch]]]:
-    """Held-out text by language, from the first stage that has any."""
+    """Held-out text by language, as batches."""
+    sources, context_tokens = held_out_sources(worker)
+    return {
+        source.language: functools.partial(
+            heldout_batches, source, context_tokens=context_tokens, rows=HELD_OUT_ROWS
+        )
+        for source in sources
+    }
+
+
+def held_out_documents(worker: Worker, loaded: LoadedModel) -> list[documents.HeldOut]:
+    """Held-out text by language, document by document."""
+    sources, context_tokens = held_out_sources(worker)
+    return [
+        documents.from_shards(loaded, source, loaded.tokenizer, context_tokens=context_tokens)
+        for source in sources
+    ]
+
+
+def held_out_sources(worker: Worker) -> tuple[list[TokenSource], int]:
+    """Held-out sources of the first stage that has any, and that stage's context."""
     for stage in enabled_stages(worker.config):
-        settings = stage_settings(worker.config, stage)
         shards = open_shards(worker, stage)
-        found = {language: shards.held_out(language) for language in HELD_OUT_LANGUAGES}
-        if any(found.values()):
-            return {
-                language: functools.partial(
-                    heldout_batches,
-                    source,
-                    context_tokens=settings.context_tokens,
-                    rows=HELD_OUT_ROWS,
-                )
-                for language, source in found.items()
-                if source is not None
-            }
-    return {}
+        found = [shards.held_out(language) for language in HELD_OUT_LANGUAGES]
+        sources = [source for source in found if source is not None]
+        if sources:
+            return sources, stage_settings(worker.config, stage).context_tokens
+    return [], 1
 
 
 def known_scores(worker: Worker, stage: TrainedStage) -> dict[str, Any]:

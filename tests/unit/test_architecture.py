@@ -32,7 +32,9 @@ LAYERS: tuple[tuple[str, int], ...] = (
         "weights", "vocabulary", "gguf_reader", "hub", "model_store", "checkpoint", "sampling",
     )),
     ("elchat.engine", 3),
-    *((f"elchat.{name}", 4) for name in ("evaluation", "report", "export", "scheduler")),
+    *((f"elchat.{name}", 4) for name in (
+        "evaluation", "report", "export", "scheduler", "lm_eval_adapter",
+    )),
 )  # fmt: skip
 LAYER_0_THIRD_PARTY = {"pydantic", "yaml"}
 CLI_THIRD_PARTY = {"typer", "rich", "httpx", "pydantic", "yaml"}
