@@ -12,8 +12,10 @@ ElchatError
 ├── NetworkError           an address did not answer
 └── ProviderError          where a run executes
     ├── AuthError          a missing or refused key
+    ├── BudgetError        the plan could pass the budget
     ├── NoCapacityError    no machine to rent
-    └── BudgetError        the plan could pass the budget
+    ├── BalanceError       the account has no money left
+    └── TransferError      what came over the wire is not what was sent
 """
 
 from __future__ import annotations
@@ -100,11 +102,25 @@ class AuthError(ProviderError):
     exit_code = 2
 
 
-class NoCapacityError(ProviderError):
-    """No machine could be rented."""
-
-
 class BudgetError(ProviderError):
     """A plan could pass the budget."""
 
     exit_code = 10
+
+
+class NoCapacityError(ProviderError):
+    """No machine could be rented."""
+
+    exit_code = 11
+
+
+class BalanceError(ProviderError):
+    """The cloud account has no money left."""
+
+    exit_code = 12
+
+
+class TransferError(ProviderError):
+    """A file arrived damaged or did not arrive."""
+
+    exit_code = 13

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from elchat import rental
 from elchat.runs import Run
 
 HEARTBEAT_S = 10.0
@@ -27,6 +28,7 @@ class Reporter:
 
     def __init__(self, run: Run, *, is_mute: bool = False) -> None:
         self.run, self.is_mute = run, is_mute
+        self._rental = rental.load(run.path)
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._stop_signal: str | None = None
@@ -58,9 +60,12 @@ class Reporter:
             print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
     def status(self, **changes: Any) -> None:
-        """Merge fields into status.json."""
+        """Merge fields into status.json; a rented machine's cost is brought up to date."""
         if self.is_mute:
             return
+        if self._rental is not None:
+            changes["usd_spent"] = round(self._rental.usd_spent(time.time()), 4)
+            changes["usd_limit"] = self._rental.usd_limit
         with self._lock:
             self.run.update_status(**changes)
 
