@@ -38,10 +38,16 @@ STOP_TOKENS: Mapping[Family, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Rendered:
-    """Token ids of a conversation; `is_target[i]` says whether predicting ids[i] is trained."""
+    """A conversation as token ids.
+
+    Attributes:
+        is_target: whether predicting ids[i] is trained.
+        turn_starts: where each user message begins.
+    """
 
     ids: list[int]
     is_target: list[bool]
+    turn_starts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ class ChatFormat:
         """
         ids: list[int] = []
         is_target: list[bool] = []
+        turn_starts: list[int] = []
 
         def write(part: Iterable[int], target: bool = False) -> None:
             start = len(ids)
@@ -106,6 +113,7 @@ class ChatFormat:
         write(self._prefix)
         for role, content in self._turns(messages):
             if role != "assistant":
+                turn_starts += [len(ids)] if role == "user" else []
                 write(self._turn(role, content))
                 continue
             write(self._header)
@@ -113,7 +121,7 @@ class ChatFormat:
             write(self._after_turn)
         if add_generation_prompt:
             write(self._header)
-        return Rendered(ids, is_target)
+        return Rendered(ids, is_target, tuple(turn_starts))
 
     def jinja_template(self) -> str:
         """The template exported with the model; rendering it gives the text of `render`."""
