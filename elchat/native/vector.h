@@ -1,0 +1,71 @@
+// Eight lanes at a time, and the few functions of them. Sums always run in the same order.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include <immintrin.h>
+#define ELCHAT_AVX2 1
+#endif
+
+namespace elchat {
+
+typedef float f8 __attribute__((vector_size(32), aligned(4)));
+typedef int32_t i8x __attribute__((vector_size(32), aligned(4)));
+
+inline f8 load8(const float *p) { return *reinterpret_cast<const f8 *>(p); }
+inline void store8(float *p, f8 v) { *reinterpret_cast<f8 *>(p) = v; }
+inline f8 all8(float x) { return f8{x, x, x, x, x, x, x, x}; }
+
+inline float sum8(f8 v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+inline float max8(f8 v) {
+    float m = v[0];
+    for (int i = 1; i < 8; i++) m = v[i] > m ? v[i] : m;
+    return m;
+}
+
+inline f8 larger(f8 a, f8 b) { return a > b ? a : b; }
+
+// e^x to 2 units in the last place, 0 below -87. Range reduction to |r| <= ln 2 / 2, then a
+// degree-6 Taylor-like polynomial. Source: Cephes expf (coefficients).
+inline f8 exp8(f8 x) {
+    const f8 low = all8(-87.3f);
+    i8x is_zero = x < low;
+    x = larger(x, low);
+    f8 scaled = x * 1.44269504088896341f;
+    f8 half = scaled < 0.0f ? all8(-0.5f) : all8(0.5f);
+    i8x n = __builtin_convertvector(scaled + half, i8x);
+    f8 m = __builtin_convertvector(n, f8);
+    f8 r = x - m * 0.693359375f;
+    r = r - m * -2.12194440e-4f;
+    f8 p = all8(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    f8 y = p * r * r + r + 1.0f;
+    i8x bits;
+    std::memcpy(&bits, &y, 32);
+    bits += n << 23;
+    bits &= ~is_zero;
+    std::memcpy(&y, &bits, 32);
+    return y;
+}
+
+inline float half_to_float(uint16_t h) {
+#ifdef ELCHAT_AVX2
+    return _cvtsh_ss(h);
+#else
+    _Float16 value;
+    std::memcpy(&value, &h, 2);
+    return static_cast<float>(value);
+#endif
+}
+
+}  // namespace elchat
