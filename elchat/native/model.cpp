@@ -199,16 +199,21 @@ class Model {
                     float *out) const {
         const int d = s_.head_dim;
         const float scale = 1.0f / std::sqrt(static_cast<float>(d));
-        float top = -INFINITY;
-        for (int s = 0; s < n; s++) {
-            const float *k = keys + size_t(s) * d;
-            f8 sum = load8(q) * load8(k);
-            for (int i = 8; i < d; i += 8) sum += load8(q + i) * load8(k + i);
-            scores[s] = sum8(sum) * scale;
-            top = std::max(top, scores[s]);
-        }
         const int end = padded(n);
-        for (int s = n; s < end; s++) scores[s] = -INFINITY;
+        f8 tops = all8(-INFINITY);
+        for (int s = 0; s < end; s += 8) {  // past n lies unused room of the slot
+            f8 sums[8];
+            for (int j = 0; j < 8; j++) sums[j] = load8(q) * load8(keys + size_t(s + j) * d);
+            for (int i = 8; i < d; i += 8) {
+                const f8 part = load8(q + i);
+                for (int j = 0; j < 8; j++) sums[j] += part * load8(keys + size_t(s + j) * d + i);
+            }
+            f8 eight = sums8(sums) * scale;
+            for (int j = n - s; j < 8; j++) eight[j] = -INFINITY;
+            store8(scores + s, eight);
+            tops = larger(tops, eight);
+        }
+        const float top = max8(tops);
         f8 total = all8(0.0f);
         for (int s = 0; s < end; s += 8) {
             f8 e = exp8(load8(scores + s) - top);
