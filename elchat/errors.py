@@ -10,6 +10,7 @@ ElchatError
 ├── TrainingError          the loop gave up (non-finite loss, divergence)
 ├── DiskError              no space left
 ├── NetworkError           an address did not answer
+├── QueueFullError         the engine has all the requests it takes
 └── ProviderError          where a run executes
     ├── AuthError          a missing or refused key
     ├── BudgetError        the plan could pass the budget
@@ -88,6 +89,12 @@ class NetworkError(ElchatError):
     """A remote address did not answer."""
 
     exit_code = 8
+
+
+class QueueFullError(ElchatError):
+    """The engine already has as many waiting requests as it takes."""
+
+    exit_code = 11
 
 
 class ProviderError(ElchatError):

@@ -26,14 +26,16 @@ LAYERS: tuple[tuple[str, int], ...] = (
         "estimate", "plots", "checkpoint_files", "rental",
     )),
     *((f"elchat.{name}", 1) for name in (
-        "tokenizer", "chat_format", "attention", "gpt", "hooks", "philox",
+        "tokenizer", "chat_format", "attention", "gpt", "hooks", "philox", "reply_text",
+        "native", "tools",
     )),
     *((f"elchat.{name}", 2) for name in (
         "weights", "vocabulary", "gguf_reader", "hub", "model_store", "checkpoint", "sampling",
+        "quantize", "packed_linear", "runner", "batch_hook", "slots",
     )),
     ("elchat.engine", 3),
     *((f"elchat.{name}", 4) for name in (
-        "evaluation", "report", "export", "scheduler", "lm_eval_adapter",
+        "evaluation", "report", "export", "scheduler", "lm_eval_adapter", "reply", "terminal",
     )),
 )  # fmt: skip
 LAYER_0_THIRD_PARTY = {"pydantic", "yaml"}
