@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, str] = {
     "resume": "Continúa una ejecución detenida, fallida o muerta.",
     "runs": "Lista las ejecuciones de esta máquina.",
     "chat": "Conversa en la terminal con el resultado.",
+    "serve": "Sirve la página y la API, compatible con la de OpenAI.",
     "estimate": "Calcula memoria, tiempo y dólares antes de empezar.",
     "models": "Lista, descarga, verifica y borra modelos de partida.",
     "config": "Muestra y comprueba configuraciones.",

@@ -181,9 +181,7 @@ class Engine:
                 low = middle + 1
         prompt = rendered(2 * low)
         if len(prompt.ids) > room:
-            raise DataError(
-                f"El mensaje ocupa {len(prompt.ids)} tokens y caben {room}: acórtalo."
-            )
+            raise DataError(f"El mensaje ocupa {len(prompt.ids)} tokens y caben {room}: acórtalo.")
         return prompt
 
 

@@ -202,8 +202,10 @@ def top_logprobs(logits_V: Tensor, token: int, n: int) -> tuple[float, list[tupl
     """Log-probability of a token under the raw logits, and of the n most likely."""
     total = logits_V.logsumexp(0)
     best = logits_V.topk(min(n, logits_V.shape[0])) if n else None
-    pairs = [] if best is None else list(
-        zip(best.indices.tolist(), (best.values - total).tolist(), strict=True)
+    pairs = (
+        []
+        if best is None
+        else list(zip(best.indices.tolist(), (best.values - total).tolist(), strict=True))
     )
     return float(logits_V[token] - total), pairs
 

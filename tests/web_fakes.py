@@ -185,8 +185,8 @@ class FakeMoods:
     """Moods with the shape the page needs: eight axes, 64 numbers."""
 
     AXES = (
-        "valence", "arousal", "curiosity", "warmth", "confidence", "playfulness", "patience",
-        "candour",
+        "valence", "arousal", "dominance", "verbosity", "warmth", "formality", "curiosity",
+        "playfulness",
     )  # fmt: skip
 
     def open(self, conversation: str, mood: bytes | None) -> FakeMood:
@@ -199,7 +199,7 @@ class FakeMood:
         self.turn = state[8]
         self.gain, self.is_frozen = 1.0, False
 
-    def hook(self, prompt: Prompt, *, seed: int, must_answer: bool) -> Any:
+    def hook(self, prompt: Prompt, *, text: str, seed: int, must_answer: bool) -> Any:
         self.turn += 1
         if not self.is_frozen:
             self.values = [max(-1.0, min(1.0, value * 0.8 + 0.15)) for value in self.values]
@@ -260,9 +260,7 @@ def running(
     sock.bind(("127.0.0.1", 0))
     port = sock.getsockname()[1]
     server = make_server(create_app(scheduler, settings, moods))
-    thread = threading.Thread(
-        target=lambda: asyncio.run(server.serve(sockets=[sock])), daemon=True
-    )
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])), daemon=True)
     thread.start()
     deadline = time.monotonic() + 20
     while not server.started:

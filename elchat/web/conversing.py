@@ -19,7 +19,7 @@ from elchat.web.sessions import Message, Store, branch, title_from
 from elchat.web.settings import WebSettings
 from elchat.web.turns import WRITING, Plan
 
-SEED_BITS = 53
+SEED_BITS = 32  # short enough to be read aloud
 COMPARED_LOGPROBS = 0
 
 
@@ -79,7 +79,7 @@ class Composer:
         plan = self._plan(conversation, [*path, question], answer, body.ajustes, store=store)
         mood = self.mood(conversation, question)
         if mood is not None:
-            plan = self._with_mood(plan, mood, must_answer=body.responder)
+            plan = self._with_mood(plan, mood, question.text, must_answer=body.responder)
         return Draft(plan, new, goes_on=body.seguir is not None)
 
     def compare(self, body: Comparison) -> list[Plan]:
@@ -99,7 +99,7 @@ class Composer:
             mood = self.mood(body.conversacion, question)
             if mood is not None:
                 mood.adjust(changes)
-                plan = self._with_mood(plan, mood, must_answer=True)
+                plan = self._with_mood(plan, mood, question.text, must_answer=True)
             plans.append(plan)
         return plans
 
@@ -172,11 +172,13 @@ class Composer:
                 return message.mood
         return None
 
-    def _with_mood(self, plan: Plan, mood: MoodConversation, *, must_answer: bool) -> Plan:
+    def _with_mood(
+        self, plan: Plan, mood: MoodConversation, text: str, *, must_answer: bool
+    ) -> Plan:
         seed = plan.request.params.seed
         assert seed is not None
         prompt = Prompt(plan.request.ids, plan.n_dropped, plan.turn_starts)
-        hook = mood.hook(prompt, seed=seed, must_answer=must_answer)
+        hook = mood.hook(prompt, text=text, seed=seed, must_answer=must_answer)
         request = plan.request
         plan.request = Request(
             request.ids, request.params, request.stop_ids, request.conversation, hook

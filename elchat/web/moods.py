@@ -19,8 +19,8 @@ from elchat.hooks import TurnHook
 class MoodConversation(Protocol):
     """Autonomy in one conversation, from one answer to the next."""
 
-    def hook(self, prompt: Prompt, *, seed: int, must_answer: bool) -> TurnHook:
-        """What the engine takes along for one turn."""
+    def hook(self, prompt: Prompt, *, text: str, seed: int, must_answer: bool) -> TurnHook:
+        """What the engine takes along for one turn; `text` is the message to answer."""
 
     def describe(self) -> dict[str, Any]:
         """The page's JSON of the mood as it is now."""

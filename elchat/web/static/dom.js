@@ -78,12 +78,9 @@ export function announce(text) {
 // `action`: [label, function]. It stays until it is closed or another takes its place.
 export function warn(text, action) {
   const box = $("aviso");
-  box.replaceChildren(
-    el("p", {}, text),
-    action ? el("button", { type: "button", class: "enlace", onclick: () => (clearWarning(), action[1]()) }, action[0]) : null,
-    button("Cerrar el aviso", "cerrar", clearWarning),
-  );
-  [...box.childNodes].forEach((node) => node.textContent === "null" && node.remove());
+  box.replaceChildren(el("p", {}, text));
+  if (action) box.append(el("button", { type: "button", class: "enlace", onclick: () => (clearWarning(), action[1]()) }, action[0]));
+  box.append(button("Cerrar el aviso", "cerrar", clearWarning));
 }
 
 export function clearWarning() {
