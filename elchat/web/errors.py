@@ -28,7 +28,6 @@ SENTENCES: Mapping[int, tuple[str, str]] = {
 HINTS: Mapping[str, str] = {
     "missing": "falta y es obligatorio",
     "string_type": "debe ser texto",
-    "string_unicode": "contiene caracteres que no son Unicode válido (sustitutos sueltos)",
     "int_type": "debe ser un número entero",
     "int_from_float": "debe ser un número entero",
     "float_type": "debe ser un número",

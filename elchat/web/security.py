@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ipaddress
+import json
 import logging
 import re
 import secrets
@@ -73,6 +74,7 @@ class Guard:
         try:
             self._check(scope, headers)
             body = await self._read_body(scope, headers, receive)
+            _check_unicode(body)
         except ApiError as error:
             await error.response()(scope, receive, guarded_send)
             return
@@ -200,6 +202,22 @@ async def _collect(receive: Receive, limit: int) -> bytes:
             raise _too_large(limit)
         if is_last:
             return b"".join(parts)
+
+
+def _check_unicode(body: bytes) -> None:
+    r"""Refuse `"\ud800"` anywhere: half a character passes every parser and breaks any encoder."""
+    if b"\\ud" not in body.lower():
+        return
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ApiError(
+            400,
+            "El texto contiene caracteres que no son Unicode válido (sustitutos sueltos).",
+            code="invalid_json",
+        ) from None
+    except (ValueError, RecursionError):
+        return  # the route says it better
 
 
 def _too_large(limit: int) -> ApiError:

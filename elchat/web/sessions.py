@@ -271,7 +271,7 @@ class Store:
 
     def search(self, query: str) -> list[Hit]:
         """Conversations whose title or messages have every word, in any order, accents aside."""
-        words = fold(query).split()
+        words = fold(re.sub(r"[\x00-\x1f\x7f]", " ", query)).split()
         if not words:
             return []
         found: dict[str, Hit] = {}

@@ -6,7 +6,7 @@ import { emit, state } from "./state.js";
 
 const SAVE_MS = 300;
 let timer = 0;
-let place = "nueva"; // whose draft it is
+let place = null; // whose draft it is; null until a conversation is open
 
 const area = () => $("texto");
 const isTouch = () => matchMedia("(pointer: coarse)").matches;
@@ -65,7 +65,7 @@ export function write(text) {
 }
 
 export function open(conversation) {
-  save();
+  if (place) save();
   place = conversation || "nueva";
   area().value = memory.get(`borrador:${place}`, "");
   grow();
@@ -85,7 +85,7 @@ export function showBusy(isBusy) {
 }
 
 function save() {
-  memory.set(`borrador:${place}`, area().value);
+  if (place) memory.set(`borrador:${place}`, area().value);
 }
 
 function grow() {
