@@ -6,19 +6,25 @@ import { state } from "./state.js";
 
 const NEAR_PX = 60;
 const UP_PX = 3;
+const HAND_MS = 1000; // a scroll this soon after a wheel, a finger or a key is the user's
 
 let isPinned = true;
 let last = 0;
-let ours = null;
+let handUntil = 0;
 
 const box = () => $("mensajes");
 const distance = () => box().scrollHeight - box().scrollTop - box().clientHeight;
 
 export function start() {
+  for (const name of ["wheel", "touchmove", "keydown", "pointerdown", "pointermove"]) {
+    box().addEventListener(name, (event) => {
+      if (name !== "pointermove" || event.buttons) handUntil = performance.now() + HAND_MS;
+    }, { passive: true });
+  }
+  // The browser also moves the text by itself, when something above changes its height.
   box().addEventListener("scroll", () => {
     const top = box().scrollTop;
-    if (ours !== null && Math.abs(top - ours) <= 1) ours = null;
-    else if (top < last - UP_PX) isPinned = false;
+    if (top < last - UP_PX && performance.now() < handUntil) isPinned = false;
     if (distance() < NEAR_PX && top >= last) isPinned = true;
     last = top;
     showButton();
@@ -46,7 +52,6 @@ function write() {
   const node = box();
   const top = node.scrollHeight - node.clientHeight;
   if (Math.abs(node.scrollTop - top) < 1) return;
-  ours = top;
   node.scrollTop = top;
   last = node.scrollTop;
 }
