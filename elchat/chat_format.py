@@ -24,6 +24,7 @@ from typing import Any, Literal
 from elchat.bases import Family
 from elchat.errors import DataError, TokenizerError
 from elchat.tokenizer import Tokenizer
+from elchat.tools import calculator
 
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")
@@ -99,7 +100,7 @@ class ChatFormat:
         """Write a conversation that `validate_messages` accepts.
 
         Targets are the tokens of each answer and its end of turn; in ChatML the line break that
-        follows is not one.
+        follows is not one, nor is what the calculator completes inside an answer.
         """
         ids: list[int] = []
         is_target: list[bool] = []
@@ -117,7 +118,9 @@ class ChatFormat:
                 write(self._turn(role, content))
                 continue
             write(self._header)
-            write([*self.tokenizer.encode(content), self.stop_ids[0]], True)
+            for text, is_written in calculator.split_results(content):
+                write(self.tokenizer.encode(text), is_written)
+            write([self.stop_ids[0]], True)
             write(self._after_turn)
         if add_generation_prompt:
             write(self._header)

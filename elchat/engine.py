@@ -5,18 +5,25 @@ Data flow: messages -> `Engine.prompt` -> `Request` -> `scheduler.Scheduler` -> 
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
+from elchat import bases, model_store, native, runs
 from elchat.chat_format import ChatFormat, Message
-from elchat.errors import DataError
+from elchat.errors import DataError, ModelError
 from elchat.gpt import GPT
 from elchat.hooks import Decision, TurnHook
+from elchat.packed_linear import pack_linears
+from elchat.runner import NativeRunner, NativeWeights, Runner, TorchRunner, fits_native, head_of
 from elchat.sampling import SamplingParams
 from elchat.tokenizer import Tokenizer
+from elchat.weights import load_model
 
 Weights = Literal["auto", "fp32", "bf16", "int8", "int4"]
 Phase = Literal["queued", "reading", "writing", "end"]
@@ -124,10 +131,19 @@ class Engine:
     """Holds one model for inference; `scheduler.Scheduler` runs it.
 
     Args:
-        model: owned from here on; it may be repacked.
+        model: owned from here on if `weights` is not "fp32" or it is compiled.
         context_tokens: longest sequence; None takes the model's own, up to 4096.
-        weights: precision of the matrices in memory.
+        weights: precision of the matrices in memory. "auto" takes int8 where it is compiled, bf16
+            on a GPU, and otherwise whichever of fp32 and bf16 is measured to be faster.
         compile: the compiled kernels: True demands them, "auto" takes them if they can be built.
+        threads: of the compiled kernels; None takes torch's.
+
+    Attributes:
+        weights: the precision in use.
+        is_compiled: whether the compiled kernels are.
+
+    Raises:
+        ModelError: `compile` demands what cannot be had here.
     """
 
     def __init__(
@@ -140,14 +156,32 @@ class Engine:
         weights: Weights = "fp32",
         compile: bool | Literal["auto"] = "auto",
         name: str = "elchat",
+        threads: int | None = None,
     ) -> None:
         self.model = model.eval()
+        self.config = model.config
         self.tokenizer = tokenizer
         self.chat_format = chat_format
-        self.context_tokens = min(
-            context_tokens or DEFAULT_CONTEXT_TOKENS, model.config.max_positions
-        )
         self.name = name
+        limit = model.config.max_positions
+        self.context_tokens = min(context_tokens or DEFAULT_CONTEXT_TOKENS, limit)
+        self.is_compiled = _is_compiled(model, weights, compile)
+        self.weights = _resolve(model, weights, self.is_compiled)
+        self._threads = threads or torch.get_num_threads()
+        self._native: NativeWeights | None = None
+        if self.is_compiled:
+            self._native = NativeWeights(model, self.weights)  # type: ignore[arg-type]
+        elif self.weights in ("int8", "int4"):
+            self._head = pack_linears(model, self.weights)  # type: ignore[arg-type]
+        else:
+            self.model = model if self.weights == "fp32" else model.to(torch.bfloat16)
+            self._head = head_of(self.model)
+
+    def runner(self, n_slots: int, max_tokens: int) -> Runner:
+        """The forward pass over a cache of its own, shared by nobody."""
+        if self._native is not None:
+            return NativeRunner(self._native, n_slots, max_tokens, self._threads)
+        return TorchRunner(self.model, self._head, n_slots, max_tokens)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -191,21 +225,108 @@ def load_engine(
     context_tokens: int | None = None,
     weights: Weights = "auto",
     compile: bool | Literal["auto"] = "auto",
+    default_system: str | None = None,
+    threads: int | None = None,
 ) -> Engine:
     """Load a run folder, a run's name, a base model, a Hugging Face folder or a GGUF file.
 
     Raises:
         ModelError: it is missing or damaged; one sentence says what.
+        RunError: no run has that name, or several begin so.
     """
-    from elchat.weights import load_model
-
-    loaded = load_model(Path(path_or_name), dtype=torch.float32)
+    path = find_model(path_or_name)
+    has_gpu = torch.cuda.is_available()
+    loaded = load_model(
+        path,
+        dtype=torch.bfloat16 if has_gpu and weights in ("auto", "bf16") else torch.float32,
+        device="cuda" if has_gpu else "cpu",
+        default_system=default_system,
+    )
     return Engine(
         loaded.model,
         loaded.tokenizer,
         loaded.chat,
         context_tokens=context_tokens,
-        weights="fp32",
+        weights=weights,
         compile=compile,
-        name=Path(path_or_name).stem,
+        name=_name_of(path),
+        threads=threads,
     )
+
+
+def find_model(path_or_name: str | Path) -> Path:
+    """What `load_model` takes, from a path, a run or the name of a base model.
+
+    Raises:
+        ModelError: a run without a finished model, or a base model that is not downloaded.
+        RunError: nothing has that name.
+    """
+    path = Path(path_or_name).expanduser()
+    if path.is_file() or (path / "config.json").is_file() or any(path.glob("*.gguf")):
+        return path
+    if (path / "model" / "config.json").is_file():
+        return path / "model"
+    name = str(path_or_name)
+    if name in bases.BASES:
+        base = bases.BASES[name]
+        found = model_store.find_cached(base.hub_id("instruct"), base.wheels.get("instruct"))
+        if found is None:
+            raise ModelError(
+                f"El modelo «{name}» no está descargado.",
+                hint=f"Bájalo: elchat models pull {name}",
+            )
+        return found
+    if path.is_dir() or os.sep in name or name.endswith(".gguf"):
+        raise ModelError(
+            f"No hay ningún modelo en {path}: da una carpeta con config.json, un archivo .gguf o "
+            "el nombre de una ejecución.",
+            hint="Mira los que hay: elchat models, elchat runs",
+        )
+    run = runs.find(name)
+    if not (run.model_path / "config.json").is_file():
+        raise ModelError(
+            f"La ejecución «{run.id}» todavía no tiene modelo terminado.",
+            hint=f"Mira cómo va: elchat status {run.id}",
+        )
+    return run.model_path
+
+
+def _name_of(path: Path) -> str:
+    return path.parent.name if path.name == "model" else path.stem if path.is_file() else path.name
+
+
+def _is_compiled(model: GPT, weights: Weights, compile: bool | Literal["auto"]) -> bool:
+    if compile is False or weights == "bf16":
+        return False
+    why = native.why_not()
+    if model.model.norm.weight.device.type != "cpu":
+        why = "el modelo está en una GPU"
+    elif why is None and not fits_native(model.config):
+        why = "sus anchuras no son múltiplos de 32"
+    if why is not None and compile is True:
+        raise ModelError(f"No se puede usar el motor compilado: {why}; quita compile=True.")
+    return why is None
+
+
+def _resolve(model: GPT, weights: Weights, is_compiled: bool) -> Weights:
+    weight = model.model.norm.weight
+    if weights != "auto":
+        return weights
+    if weight.device.type != "cpu":
+        return "bf16"
+    if is_compiled:
+        return "int8"
+    matrix = model.model.layers[0].mlp.gate_proj.weight.detach()
+    return min(("fp32", "bf16"), key=lambda kind: _seconds(matrix, kind))  # type: ignore[return-value]
+
+
+def _seconds(matrix: Tensor, kind: str) -> float:
+    """Time of one product with one row; without bf16 in the processor, hundreds of times fp32's."""
+    dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+    w, x = matrix.to(dtype), torch.ones(1, matrix.shape[1], dtype=dtype)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, w)
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -332,7 +332,7 @@ class GPT(nn.Module):
         t, device = ids_BT.shape[1], ids_BT.device
         if positions_BT is None:
             positions_BT = torch.arange(past, past + t, device=device)[None]
-        cos, sin = self._rotations(positions_BT)
+        cos, sin = self.rotations(positions_BT)
         mask = None
         if segments_BT is not None:
             mask = packed_mask(segments_BT)
@@ -341,7 +341,8 @@ class GPT(nn.Module):
             mask = (query[:, None] >= torch.arange(past + t, device=device))[None, None]
         return AttentionPlan(cos, sin, mask, is_causal=mask is None and t > 1)
 
-    def _rotations(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def rotations(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions' angles, each [B, 1, T, D], the halves repeated."""
         if self._inv_freq is None or self._inv_freq.device != positions_BT.device:
             self._inv_freq = rope_inv_freq(self.config).to(positions_BT.device)
         angles_BTD = positions_BT[..., None].float() * self._inv_freq.repeat(2)

@@ -1,6 +1,7 @@
 """One thread that owns the model and shares it among requests.
 
-Skeleton: requests run one at a time, to the end, in the order they came.
+Every turn of its loop reads one chunk of one prompt and writes one token of every running reply:
+requests join and leave a running batch, and a cancellation is obeyed within a token or a chunk.
 """
 
 from __future__ import annotations
@@ -9,26 +10,43 @@ import contextlib
 import queue
 import resource
 import secrets
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from elchat.engine import Engine, Event, Finish, Request, TokenInfo, Usage
-from elchat.errors import DataError, QueueFullError
-from elchat.gpt import KVCache
-from elchat.philox import Dice
-from elchat.reply_text import ReplyText
-from elchat.sampling import Sampler, top_logprobs
+from elchat.batch_hook import BatchHook
+from elchat.engine import Engine, Event, Request
+from elchat.errors import DataError, ElchatError, QueueFullError
+from elchat.hooks import RowEffects
+from elchat.reply import Reply, sentence
+from elchat.runner import MAX_TOKENS_PER_PASS, Rows
+from elchat.slots import SlotTable
 
-PREFILL_CHUNK_TOKENS = 256
+# Prompt tokens read between two tokens of the replies under way: they wait for it.
+SHARED_CHUNK_TOKENS = 64
+MAX_SPARE_SLOTS = 4
+RATE_WINDOW_S = 10.0
 
 
 @dataclass(frozen=True)
 class SchedulerStats:
+    """What the engine is doing.
+
+    Attributes:
+        active, queued: requests being answered and waiting.
+        tokens_total, requests_total: since the start; requests that have ended.
+        tokens_per_s: written in the last ten seconds, all replies together.
+        cache_tokens_used: tokens with keys and values in memory, those kept for later included.
+        rss_bytes: resident memory of the process.
+    """
+
     active: int
     queued: int
     max_rows: int
@@ -41,20 +59,46 @@ class SchedulerStats:
 
 @dataclass(eq=False)
 class Ticket:
+    """A request that was accepted.
+
+    Attributes:
+        id: 128 random bits, in hexadecimal.
+    """
+
     id: str
     request: Request
     on_event: Callable[[Event], None]
+    _wake: Callable[[], None]
+    announced: int = -1
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
+        """Ask for the end; from any thread, any number of times."""
         self._cancelled.set()
+        self._wake()
 
     @property
     def is_cancelled(self) -> bool:
+        """The end was asked for."""
         return self._cancelled.is_set()
+
+    def tell(self, event: Event) -> None:
+        """Hand an event over; whoever fails to take it is not served any more."""
+        try:
+            self.on_event(event)
+        except Exception:
+            self._cancelled.set()
 
 
 class Scheduler:
+    """Runs requests on an engine, in a thread of its own.
+
+    Args:
+        max_rows: replies written at the same time.
+        max_queue: requests that may wait besides.
+        max_tokens_per_row: prompt and reply together.
+    """
+
     def __init__(
         self,
         engine: Engine,
@@ -65,125 +109,250 @@ class Scheduler:
     ) -> None:
         self.engine = engine
         self.max_rows, self.max_queue = max_rows, max_queue
-        self.max_tokens = min(max_tokens_per_row or engine.context_tokens, engine.context_tokens)
+        limit = engine.context_tokens
+        self.max_tokens = min(max_tokens_per_row or limit, limit)
+        n_slots = max_rows + min(max_rows, MAX_SPARE_SLOTS)
+        self._runner = engine.runner(n_slots, self.max_tokens)
+        self._slots = SlotTable(n_slots)
         self._waiting: deque[Ticket] = deque()
-        self._wake = threading.Condition()
+        self._running: list[tuple[Ticket, Reply]] = []
+        self._changed = threading.Condition()
         self._is_closed = False
-        self._active = 0
-        self._tokens = self._requests = 0
+        self._tokens_total = self._requests_total = 0
+        self._recent: deque[tuple[float, int]] = deque()
         self._thread = threading.Thread(target=self._work, name="elchat-engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Ticket:
-        if not request.ids or len(request.ids) > self.max_tokens:
-            raise DataError(
-                f"El texto ocupa {len(request.ids)} tokens y caben {self.max_tokens}: acórtalo."
-            )
-        with self._wake:
-            if len(self._waiting) >= self.max_queue:
+        """Accept a request; its events are told in the engine's thread.
+
+        Raises:
+            DataError: the prompt is empty or does not fit.
+            QueueFullError: too many are waiting.
+        """
+        n = len(request.ids)
+        if not 0 < n <= self.max_tokens:
+            raise DataError(f"El texto ocupa {n} tokens y caben {self.max_tokens}: acórtalo.")
+        ticket = Ticket(secrets.token_hex(16), request, on_event, self._wake)
+        with self._changed:
+            if self._is_closed:
+                raise QueueFullError("El modelo se está cerrando: vuelve a abrirlo.")
+            if len(self._waiting) + len(self._running) >= self.max_rows + self.max_queue:
                 raise QueueFullError("El modelo está ocupado: inténtalo dentro de unos segundos.")
-            ticket = Ticket(secrets.token_hex(16), request, on_event)
             self._waiting.append(ticket)
-            self._wake.notify()
+            self._changed.notify_all()
         return ticket
 
     def run(self, request: Request) -> Iterator[Event]:
+        """Submit and yield the events; a caller that stops listening cancels.
+
+        Raises:
+            DataError, QueueFullError: see `submit`.
+        """
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         ticket = self.submit(request, events.put)
         try:
             while True:
                 event = events.get()
                 yield event
-                if event.finish:
+                if event.finish is not None:
                     return
         finally:
             ticket.cancel()
 
     def stats(self) -> SchedulerStats:
+        """Figures of this moment, from any thread."""
+        now = time.monotonic()
+        recent = [(t, n) for t, n in list(self._recent) if now - t < RATE_WINDOW_S]
+        window = max(now - recent[0][0], 1.0) if recent else 1.0
         return SchedulerStats(
-            self._active, len(self._waiting), self.max_rows, self._tokens, self._requests, 0.0, 0,
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        )  # fmt: skip
+            active=len(self._running),
+            queued=len(self._waiting),
+            max_rows=self.max_rows,
+            tokens_total=self._tokens_total,
+            requests_total=self._requests_total,
+            tokens_per_s=sum(n for _, n in recent) / window,
+            cache_tokens_used=self._slots.tokens_used,
+            rss_bytes=resident_bytes(),
+        )
 
     def close(self) -> None:
-        with self._wake:
+        """Cancel everything, tell everyone, and end the thread."""
+        with self._changed:
             self._is_closed = True
-            for ticket in self._waiting:
-                ticket.cancel()
-            self._wake.notify()
+            self._changed.notify_all()
         self._thread.join()
 
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
     def _work(self) -> None:
-        while True:
-            with self._wake:
-                while not self._waiting and not self._is_closed:
-                    self._wake.wait()
-                if not self._waiting:
-                    return
+        if self.engine.is_compiled:
+            torch.set_num_threads(1)  # of this thread: what is left to torch is too small to share
+        with torch.inference_mode():
+            while self._wait():
+                self._drop_cancelled()
+                self._admit()
+                self._read_one()
+                self._write_all()
+            self._is_closed = True
+            for ticket in [*(t for t, _ in self._running), *self._waiting]:
+                ticket.cancel()
+            self._drop_cancelled()
+
+    def _wait(self) -> bool:
+        """Sleep while there is nothing to do; False when it is time to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._running or self._is_closed)
+            return not self._is_closed
+
+    def _drop_cancelled(self) -> None:
+        for ticket, reply in self._running:
+            if ticket.is_cancelled:
+                reply.end("cancelled")
+        self._sweep()
+        with self._changed:
+            dropped = [ticket for ticket in self._waiting if ticket.is_cancelled]
+            for ticket in dropped:
+                self._waiting.remove(ticket)
+        for ticket in dropped:
+            _end_hook(ticket.request, "cancelled")
+            ticket.tell(Event(phase="end", finish="cancelled"))
+            self._requests_total += 1
+
+    def _admit(self) -> None:
+        # Prompts are read one after the other, so that each finds what those before it have left
+        # in the cache: many requests over one system message compute it once.
+        is_reading = any(reply.is_reading for _, reply in self._running)
+        if self._waiting and len(self._running) < self.max_rows and not is_reading:
+            with self._changed:
                 ticket = self._waiting.popleft()
-                self._active = 1
-            with contextlib.suppress(Exception), torch.inference_mode():
-                self._reply(ticket)
-            self._active = 0
+            try:
+                self._running.append((ticket, self._start(ticket)))
+            except Exception as error:
+                _end_hook(ticket.request, "error")
+                ticket.tell(Event(phase="end", finish="error", error=sentence(error)))
+        for i, ticket in enumerate(list(self._waiting)):
+            if ticket.announced != i:
+                ticket.announced = i
+                ticket.tell(Event(phase="queued", done=i))
 
-    def _reply(self, ticket: Ticket) -> None:
-        engine, request, params = self.engine, ticket.request, ticket.request.params
-        seed = secrets.randbits(63) if params.seed is None else params.seed
-        start = time.perf_counter()
-        n = len(request.ids)
-        cache = KVCache(engine.model.config, 1, self.max_tokens)
-        head = engine.model.head_weight_VC[: engine.tokenizer.vocab_size]
-        ticket.on_event(Event(phase="reading", done=0, total=n))
-        finish: Finish = "length"
-        hidden = None
-        for i in range(0, n, PREFILL_CHUNK_TOKENS):
-            if ticket.is_cancelled:
-                break
-            part = torch.tensor([request.ids[i : i + PREFILL_CHUNK_TOKENS]])
-            hidden = engine.model.hidden(part, cache=cache)
-            ticket.on_event(Event(phase="reading", done=cache.length, total=n))
-        read = time.perf_counter()
-        sampler = Sampler(params, Dice(seed, request.conversation or ""), n, request.ids)
-        text = ReplyText(engine.tokenizer, params.stop)
-        limit = self.max_tokens - n + 1
-        if params.max_new_tokens is not None:
-            limit = min(limit, params.max_new_tokens)
-        count = 0
-        while hidden is not None and count < limit:
-            if ticket.is_cancelled:
-                break
-            logits = torch.nn.functional.linear(hidden[0, -1], head).float()
-            token = sampler.choose(logits, count)
-            count += 1
-            self._tokens += 1
-            sampler.wrote(token)
-            if token in request.stop_ids:
-                finish = "stop"
-                break
-            tokens: tuple[TokenInfo, ...] = ()
-            if params.logprobs is not None:
-                tokens = (self._info(logits, token, params.logprobs),)
-            shown = text.push(token)
-            if shown or tokens:
-                ticket.on_event(Event(text=shown, tokens=tokens))
-            if text.is_stopped:
-                finish = "stop"
-                break
-            if count < limit:
-                hidden = engine.model.hidden(torch.tensor([[token]]), cache=cache)
-        if ticket.is_cancelled:
-            finish = "cancelled"
-        self._requests += 1
-        now = time.perf_counter()
-        usage = Usage(n, 0, count, read - start, now - read, seed)
-        ticket.on_event(Event(text=text.finish(), phase="end", finish=finish, usage=usage))
+    def _start(self, ticket: Ticket) -> Reply:
+        request, hook = ticket.request, ticket.request.hook
+        # The last token is always computed, its logits are needed; so is all of a turn with a
+        # mood, which is appraised from its states; and so is what is echoed.
+        limit = len(request.ids) - 1
+        owner = None
+        if hook is not None:
+            limit = min(limit, hook.turn_start)
+            owner = f"{request.conversation or ticket.id}"
+        claim = self._slots.claim(request.ids, 0 if request.echo else limit, owner)
+        if claim.copy_from is not None:
+            self._runner.copy_prefix(claim.copy_from.index, claim.slot.index, claim.n_reused)
+        try:
+            return Reply(request, self.engine, self._runner, claim, ticket.tell, self.max_tokens)
+        except Exception:
+            self._slots.release(claim.slot)
+            raise
 
-    def _info(self, logits: torch.Tensor, token: int, n: int) -> TokenInfo:
-        logprob, pairs = top_logprobs(logits, token, n)
+    def _read_one(self) -> None:
+        """A chunk of the prompt that came first."""
+        reading = [reply for _, reply in self._running if reply.is_reading]
+        if not reading:
+            return
+        is_alone = len(reading) == len(self._running)
+        with self._guarded(reading[0]):
+            reading[0].read(MAX_TOKENS_PER_PASS if is_alone else SHARED_CHUNK_TOKENS)
+            if not reading[0].is_reading:
+                self._count(1)
+        self._sweep()
 
-        def spell(i: int) -> tuple[str, bytes]:
-            raw = self.engine.tokenizer.token_bytes(i)
-            return raw.decode("utf-8", "replace"), raw
+    def _write_all(self) -> None:
+        """One token of every reply that is past its prompt."""
+        writing: list[Reply] = []
+        effects: list[RowEffects | None] = []
+        for _, reply in self._running:
+            if not reply.is_reading:
+                with self._guarded(reply):
+                    effects.append(reply.effects())
+                    writing.append(reply)
+        if not writing:
+            self._sweep()
+            return
+        try:
+            lows, logits = self._forward(writing, effects)
+        except Exception as error:
+            for reply in writing:
+                reply.end("error", error=sentence(error))
+        else:
+            for i, reply in enumerate(writing):
+                with self._guarded(reply):
+                    reply.passed(lows[i], logits[i])
+            self._count(len(writing))
+        self._sweep()
 
-        top = tuple((i, *spell(i), p) for i, p in pairs)
-        return TokenInfo(token, *spell(token), logprob, top)
+    def _forward(
+        self, replies: list[Reply], effects: list[RowEffects | None]
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """Pass each reply's token; its state after its appraisal layers, and the logits [B, V]."""
+        is_plain = all(effect is None for effect in effects)
+        hook = None if is_plain else BatchHook(effects, self.engine.config.n_layers)
+        rows = Rows(tuple(r.slot.index for r in replies), tuple(r.position for r in replies))
+        x = self._runner.embed([[reply.token] for reply in replies])
+        stops = {r.hook.appraisal_layers for r in replies if r.hook is not None}
+        n_layers = self.engine.config.n_layers
+        lows: list[Tensor | None] = [None] * len(replies)
+        start = 0
+        for stop in sorted(stops | {n_layers}):
+            if stop > start:
+                x = self._runner.run_layers(x, rows, range(start, stop), hook)
+                start = stop
+            for i, reply in enumerate(replies):
+                if reply.hook is not None and reply.hook.appraisal_layers == stop:
+                    lows[i] = x[i, -1].clone()
+        _, logits = self._runner.finish(x[:, -1])
+        return lows, logits[:, : self.engine.tokenizer.vocab_size]
+
+    @contextlib.contextmanager
+    def _guarded(self, reply: Reply) -> Iterator[None]:
+        """A failure here ends this reply and no other."""
+        try:
+            yield
+        except Exception as error:
+            message = str(error) if isinstance(error, ElchatError) else sentence(error)
+            reply.end("error", error=message)
+
+    def _sweep(self) -> None:
+        """Let go of the replies that have ended."""
+        ended = [pair for pair in self._running if pair[1].finish is not None]
+        if not ended:
+            return
+        for _, reply in ended:
+            self._slots.release(reply.slot)
+        with self._changed:
+            self._running = [pair for pair in self._running if pair[1].finish is None]
+        self._requests_total += len(ended)
+
+    def _count(self, n: int) -> None:
+        self._tokens_total += n
+        now = time.monotonic()
+        self._recent.append((now, n))
+        while now - self._recent[0][0] > RATE_WINDOW_S:
+            self._recent.popleft()
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; its peak where the system only tells that."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _end_hook(request: Request, finish: str) -> None:
+    if request.hook is not None:
+        with contextlib.suppress(Exception):
+            request.hook.end(finish)

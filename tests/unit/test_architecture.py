@@ -27,12 +27,14 @@ LAYERS: tuple[tuple[str, int], ...] = (
     )),
     *((f"elchat.{name}", 1) for name in (
         "tokenizer", "chat_format", "gpt", "hooks", "philox", "reply_text",
+        "native", "tools",
     )),
     *((f"elchat.{name}", 2) for name in (
         "weights", "gguf_reader", "hub", "model_store", "checkpoint", "sampling",
+        "quantize", "packed_linear", "runner", "batch_hook", "slots",
     )),
     ("elchat.engine", 3),
-    *((f"elchat.{name}", 4) for name in ("evaluation", "report", "scheduler")),
+    *((f"elchat.{name}", 4) for name in ("evaluation", "report", "scheduler", "reply")),
 )  # fmt: skip
 LAYER_0_THIRD_PARTY = {"pydantic", "yaml"}
 CLI_THIRD_PARTY = {"typer", "rich", "httpx", "pydantic", "yaml"}
