@@ -22,7 +22,9 @@ from elchat.errors import ConfigError, ElchatError, ModelError
 from elchat.evaluation import sample_replies, score_languages
 from elchat.files import read_json, sha256_file, sha256_json, write_json
 from elchat.runs import Run
+from elchat.training import compiled
 from elchat.training import loop as training_loop
+from elchat.training.adapters import add_adapters, add_embedding_noise, freeze
 from elchat.training.device import peak_memory_mib, plan_compute
 from elchat.training.loop import Job, Loop
 from elchat.training.plan import StagePlan, make_plan
@@ -103,12 +105,15 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
     torch.manual_seed(config.training.seed)
     model = loaded.model.to(plan.compute.device)
     model.uses_activation_checkpointing = config.training.activation_checkpointing
+    freeze(model, settings.frozen)
+    add_adapters(model, settings.adapter, seed=config.training.seed)
+    add_embedding_noise(model, settings.neftune_alpha)
     worker.reporter.log(
         f"[{stage}] {plan.compute.device} en {plan.compute.precision}, "
         f"{plan.compute.threads} hilos, pico {plan.compute.peak_tflops:.2f} TFLOP/s "
         f"({plan.compute.peak_origin}), {plan.micro_batch_rows} secuencias por pasada"
     )
-    outcome = Loop(
+    job_loop = Loop(
         Job(
             stage=stage,
             model=model,
@@ -127,10 +132,12 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
                 plan.compute,
                 should_stop=worker.reporter.should_stop,
             ),
-            reload_initial=functools.partial(initial_state, worker, previous),
+            reload_initial=functools.partial(initial_state, worker, stage),
             **known_scores(worker, stage),
         )
-    ).run()
+    )
+    settle_compilation(worker, job_loop)
+    outcome = job_loop.run()
     if outcome == "stopped":
         raise Stopped
     worker.finish(
@@ -268,7 +275,7 @@ def prepare_shards(worker: Worker, stage: TrainedStage, loaded: LoadedModel) -> 
     return prepare(
         worker.config,
         stage,
-        encode_batch=loaded.tokenizer.encode_batch,
+        encode_arrays=loaded.tokenizer.encode_arrays,
         tokenizer_sha256=loaded.tokenizer.sha256,
         prefix_ids=loaded.doc_prefix_ids,
         eos_id=loaded.eos_id,
@@ -319,6 +326,29 @@ def new_plan(worker: Worker, stage: TrainedStage, path: Path, loader: PackedLoad
     return plan
 
 
+def settle_compilation(worker: Worker, job_loop: Loop) -> None:
+    """Compile the blocks if the plan says so; a new plan finds out first."""
+    plan, stage = job_loop.job.plan, job_loop.job.stage
+    if plan.is_compiled is None:
+        worker.reporter.log(f"[{stage}] se prueba si compilar las capas compensa")
+        choice = compiled.choose(
+            job_loop.model,
+            job_loop.trial_pass,
+            mode=worker.config.compute.compile,
+            device=plan.compute.device,
+            minutes=job_loop.job.settings.max_minutes,
+        )
+        worker.reporter.log(
+            f"[{stage}] capas sin compilar: {choice.reason}"
+            if not choice.is_compiled
+            else f"[{stage}] {choice.reason}"
+        )
+        plan.is_compiled = choice.is_compiled
+        plan.save()
+    elif plan.is_compiled:
+        compiled.compile_blocks(job_loop.model)
+
+
 def with_replay(worker: Worker, stage: TrainedStage, shards: ShardSet) -> tuple[TokenSource, ...]:
     """A stage's sources; in chat tuning also the texts, for `replay_share` of the tokens.
 
@@ -367,11 +397,15 @@ def previous_stage(worker: Worker, stage: TrainedStage) -> TrainedStage | None:
     return "cpt" if stage == "sft" and "cpt" in enabled_stages(worker.config) else None
 
 
-def initial_state(worker: Worker, previous: TrainedStage | None) -> dict[str, torch.Tensor]:
-    """The state dict a stage began with."""
+def initial_state(worker: Worker, stage: TrainedStage) -> dict[str, torch.Tensor]:
+    """The state dict a stage began with, its adapters included."""
+    previous = previous_stage(worker, stage)
+    model = load_model(base_path(worker), dtype=torch.float32).model
     if previous is not None:
-        return final_checkpoint(worker, previous).model
-    return load_model(base_path(worker), dtype=torch.float32).model.state_dict()
+        model.load_state_dict(final_checkpoint(worker, previous).model)
+    adapter = stage_settings(worker.config, stage).adapter
+    add_adapters(model, adapter, seed=worker.config.training.seed)
+    return model.state_dict()
 
 
 def final_checkpoint(worker: Worker, stage: TrainedStage) -> checkpoint.Checkpoint:

@@ -17,19 +17,15 @@ import torch
 
 from elchat import checkpoint as checkpoints
 from elchat.config import CheckpointSection, EvaluationSection, StageSection, TrainingSection
-from elchat.data.loader import Batch, PackedLoader
+from elchat.data.loader import Batch, Inputs, PackedLoader
 from elchat.errors import TrainingError
 from elchat.gpt import GPT
 from elchat.training import rng
+from elchat.training.adapters import merged_state_dict
 from elchat.training.device import out_of_memory_as_none
 from elchat.training.guard import Guard, Verdict
 from elchat.training.loss import summed_cross_entropy
-from elchat.training.optim import (
-    build_optimizer,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    set_learning_rate,
-)
+from elchat.training.optim import build_optimizer
 from elchat.training.plan import StagePlan, fit_to_time
 from elchat.training.reporter import Reporter, trim_metrics
 from elchat.training.schedule import rate_share
@@ -103,7 +99,7 @@ class Loop:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.model = job.model
-        self.optimizer = build_optimizer(job.model, weight_decay=job.settings.weight_decay)
+        self.optimizer = build_optimizer(job.model, job.settings)
         self.guard = Guard(job.training.spike_factor, job.training.max_rollbacks)
         self.progress = Progress(before=job.before, eval_seconds=job.eval_seconds)
         self._parameters = [p for p in job.model.parameters() if p.requires_grad]
@@ -140,6 +136,17 @@ class Loop:
         """Wall-clock seconds spent in this stage over all its starts."""
         return self.progress.seconds + time.monotonic() - self._resumed_at
 
+    def trial_pass(self) -> None:
+        """One forward and backward pass over the next rows, which stay next; for timing only."""
+        data_state, random_state = self.job.loader.state_dict(), rng.capture()
+        part = self.job.loader.next_step(self._rows).part(
+            slice(self.job.plan.micro_batch_rows), self.job.plan.compute.device
+        )
+        self.model.train()
+        self._loss(part).backward()
+        self.job.loader.load_state_dict(data_state)
+        rng.restore(random_state)
+
     # --- one step -----------------------------------------------------------------------------
 
     def _step(self) -> bool:
@@ -150,15 +157,15 @@ class Loop:
         self._window.data_s += time.monotonic() - began
         result = self._forward_backward(batch)
         if result is None:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             self.job.loader.load_state_dict(data_state)
             return False
         loss, norm = result
         verdict = self.guard.judge(loss, norm)
         if verdict is Verdict.OK:
-            set_learning_rate(self.optimizer, self._learning_rate())
+            self.optimizer.set_learning_rate(self._learning_rate())
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         if verdict is Verdict.OK:
             self._window.losses.append(loss)
             self._norm = norm
@@ -178,26 +185,32 @@ class Loop:
                 if total is None:
                     return None
                 norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.job.settings.clip_norm)
-                return total / max(batch.n_targets, 1), float(norm)
+                # the step's only wait for the device: both figures in one transfer
+                loss, measured = torch.stack((total, norm.to(total.dtype))).tolist()
+                return loss / max(batch.n_targets, 1), measured
             assert out_of_memory
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             self._halve_micro_batch()
 
-    def _accumulate(self, batch: Batch) -> float | None:
+    def _accumulate(self, batch: Batch) -> torch.Tensor | None:
         plan, device = self.job.plan, self.job.plan.compute.device
         total = torch.zeros((), device=device)
         for start in range(0, self._rows, plan.micro_batch_rows):
             if self.job.reporter.should_stop():
                 return None
             part = batch.part(slice(start, start + plan.micro_batch_rows), device)
-            with plan.compute.autocast():
-                hidden = self.model.hidden(
-                    part.ids, positions_BT=part.positions, segments_BT=part.segments
-                )
-                loss = summed_cross_entropy(hidden, self.model.head_weight_VC, part.targets)
+            loss = self._loss(part)
             (loss / max(batch.n_targets, 1)).backward()
             total += loss.detach()
-        return float(total)
+        return total
+
+    def _loss(self, part: Inputs) -> torch.Tensor:
+        """Cross entropy summed over the valid targets."""
+        with self.job.plan.compute.autocast():
+            hidden = self.model.hidden(
+                part.ids, positions_BT=part.positions, segments=part.segments
+            )
+            return summed_cross_entropy(hidden, self.model.head_weight_VC, part.targets)
 
     def _halve_micro_batch(self) -> None:
         plan = self.job.plan
@@ -342,8 +355,8 @@ class Loop:
         path = checkpoints.save(
             self.job.root,
             self.progress.step,
-            model={name: t.detach().contiguous() for name, t in self.model.state_dict().items()},
-            optimizer={} if is_final else optimizer_tensors(self.model, self.optimizer),
+            model=self._weights(is_final),
+            optimizer={} if is_final else self.optimizer.tensors(self.model),
             meta=meta,
         )
         best = self.progress.best_step
@@ -357,6 +370,12 @@ class Loop:
         self.job.reporter.log(
             f"[{self.job.stage}] guardado {path.name} en {self._last_save - began:.1f} s"
         )
+
+    def _weights(self, is_final: bool) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds: all there is, or at the end an ordinary model."""
+        if is_final:
+            return merged_state_dict(self.model)
+        return {name: t.detach().contiguous() for name, t in self.model.state_dict().items()}
 
     def _restore(self) -> bool:
         """Load the newest verified checkpoint; True if the stage was already finished."""
@@ -380,9 +399,9 @@ class Loop:
     def _load_weights(self, found: checkpoints.Checkpoint) -> None:
         self.model.load_state_dict(found.model)
         if found.optimizer:
-            load_optimizer_tensors(self.model, self.optimizer, found.optimizer)
+            self.optimizer.load_tensors(self.model, found.optimizer)
         else:  # a final checkpoint, or one in which every step so far was skipped
-            self.optimizer.state.clear()
+            self.optimizer.clear()
 
     def _stop(self) -> Literal["stopped"]:
         if self.progress.step > 0:
@@ -406,7 +425,7 @@ class Loop:
         found = checkpoints.load_newest(self.job.root, warn=self._warn)
         if found is None:
             self.model.load_state_dict(self.job.reload_initial())
-            self.optimizer.state.clear()
+            self.optimizer.clear()
         else:
             self._load_weights(found)
 

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, int], ...] = (
         "estimate",
     )),
     *((f"elchat.{name}", 1) for name in (
-        "tokenizer", "chat_format", "gpt", "hooks", "philox", "reply_text",
+        "tokenizer", "chat_format", "attention", "gpt", "hooks", "philox", "reply_text",
         "native", "tools",
     )),
     *((f"elchat.{name}", 2) for name in (
