@@ -21,14 +21,13 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from elchat import __version__, paths
-from elchat.engine import Engine, Weights, load_engine
+from elchat import __version__, paths, runs
+from elchat.engine import Engine, Weights, find_model, load_engine
 from elchat.errors import ConfigError, ElchatError
 from elchat.scheduler import Scheduler
 from elchat.web.app import create_app
 from elchat.web.server import make_server
 from elchat.web.settings import WebSettings
-from scripts.chat_cli import model_path
 
 DEFAULT_PORT = 8000
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -80,7 +79,7 @@ def serve(arguments: argparse.Namespace) -> None:
     sock, port = bind(arguments.host, arguments.puerto)
     token = None if is_loopback(arguments.host) else token_for_network()
     print("Cargando el modelo…", file=sys.stderr, flush=True)
-    path = model_path(arguments.model)
+    path = find_model(arguments.model or runs.find(None).id)
     engine = load_engine(path, context_tokens=arguments.contexto, weights=arguments.pesos)
     scheduler = Scheduler(engine, max_rows=arguments.filas, max_queue=arguments.cola)
     try:

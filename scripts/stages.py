@@ -425,9 +425,7 @@ def load_result(worker: Worker, loaded: LoadedModel) -> None:
 def replies_of(loaded: LoadedModel, config: Config, prompts: list[str]) -> list[str]:
     """Greedy replies of a loaded model."""
     # In torch: the model goes on to be exported, and nobody may repack it.
-    engine = Engine(
-        loaded.model, loaded.tokenizer, loaded.chat, context_tokens=1024, compile=False
-    )
+    engine = Engine(loaded.model, loaded.tokenizer, loaded.chat, context_tokens=1024, compile=False)
     return sample_replies(engine, prompts, max_new_tokens=config.evaluation.sample_max_new_tokens)
 
 

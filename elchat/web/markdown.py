@@ -148,7 +148,7 @@ def close_inline(source: str) -> str:
     Example: "Es **muy" -> "Es **muy**"; "Mira [esto](http://a" -> "Mira esto".
     """
     source = re.sub(r"!?\[([^\[\]\n]*)(\]\([^()\s]*)?$", r"\1", source)
-    source = re.sub(r"(?<=\s)[*_~`]{1,3}$", "", source)
+    source = re.sub(r"(?:^|(?<=\s))[*_~`]{1,3}$", "", source)
     line_start = source.rfind("\n\n") + 1
     paragraph = source[line_start:]
     if paragraph.count("`") % 2:
