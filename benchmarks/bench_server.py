@@ -1,6 +1,6 @@
 """Many clients at once through OpenAI's own: a third hang up, in the middle or while they wait.
 
-    python -m benchmarks.bench_server [--model FOLDER | FILE.gguf | BASE] [--clients 32] [--seconds 120]
+    python -m benchmarks.bench_server [--model FOLDER | FILE.gguf | BASE] [--seconds 120]
 
 What must hold: no error but 429; afterwards no slot, no queue, no descriptor and no memory is kept.
 What is reported: time to the first text (p50, p95), /health while the model decodes (p99), answers,

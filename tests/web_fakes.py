@@ -264,7 +264,8 @@ def running(
     thread.start()
     deadline = time.monotonic() + 20
     while not server.started:
-        assert time.monotonic() < deadline and thread.is_alive()
+        assert thread.is_alive()
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     try:
         yield Running(f"http://127.0.0.1:{port}", port, scheduler, server)

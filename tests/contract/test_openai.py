@@ -68,7 +68,7 @@ def post(server: Running, path: str, content: Any) -> tuple[int, dict[str, Any]]
     return answer.status_code, answer.json()
 
 
-# --- what is answered -----------------------------------------------------------------------------
+# --- what is answered ----------------------------------------------------------------------------
 
 
 def test_an_answer_in_one_piece(fake: Running):
@@ -196,7 +196,7 @@ def test_models(fake: Running):
     assert caught.value.request_id
 
 
-# --- what is accepted, ignored, refused -------------------------------------------------------------
+# --- what is accepted, ignored, refused ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_wrong_paths_and_methods_have_our_shape_too(fake: Running):
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-# --- the queue --------------------------------------------------------------------------------------
+# --- the queue -----------------------------------------------------------------------------------
 
 
 def test_a_full_queue_is_429_with_retry_after(tmp_path):
@@ -369,7 +369,7 @@ def test_a_client_that_hangs_up_frees_its_slot(fake: Running, moment: str, is_st
     assert fake.scheduler.finished[before:] == ["cancelled"]
 
 
-# --- /v1/completions --------------------------------------------------------------------------------
+# --- /v1/completions -----------------------------------------------------------------------------
 
 
 def test_completions_take_every_shape_of_prompt(fake: Running):
@@ -426,7 +426,7 @@ def test_completions_refused(fake: Running, body: dict[str, Any], param: str):
     assert answer["error"]["param"].split(".")[0] == param.split(".")[0]
 
 
-# --- with a real engine -----------------------------------------------------------------------------
+# --- with a real engine --------------------------------------------------------------------------
 
 
 def test_the_same_seed_gives_the_same_text_and_the_stream_joins_to_the_whole(real: Running):

@@ -64,7 +64,7 @@ def script(request: Any) -> Script:
     if "LENTO" in text:
         return Script(tuple(f"palabra {i} " for i in range(2000)), pause_s=0.02)
     if "LARGO" in text:
-        return Script(tuple(f"Párrafo {i}.\n\n" for i in range(120)), pause_s=0.005)
+        return Script(tuple(f"Párrafo {i}.\n\n" for i in range(120)), pause_s=0.02)
     if "XSS" in text:
         return Script(tuple(re.findall(r".{1,9}", "\n\n".join(XSS), re.DOTALL)))
     if "LEYENDO" in text:
@@ -302,18 +302,21 @@ def test_phone(server: Running, chromium: Any, size: str):
         check_accessible(page, name)
         page.click("#abrir-lista")
         page.wait_for_selector("#hoja-lista[open] #conversaciones li")
-        check_accessible(page, f"{name} lista")
+        if device:
+            check_accessible(page, "lista en el móvil")
         shoot(page, f"{name}-3-lista")
         check_fits(page)
         page.keyboard.press("Escape")
         page.click("#abrir-panel")
         page.wait_for_selector("#hoja-panel[open]")
-        check_accessible(page, f"{name} panel")
+        if device:
+            check_accessible(page, "panel en el móvil")
         shoot(page, f"{name}-4-panel")
         check_fits(page)
         small = page.evaluate(
             """() => [...document.querySelectorAll('button, a, input, select, summary')]
-              .filter((n) => n.checkVisibility() && !n.matches('[type=radio], .saltar, .cuerpo p a'))
+              .filter((n) => n.checkVisibility())
+              .filter((n) => !n.matches('[type=radio], .saltar, .cuerpo p a'))
               .map((n) => [n.outerHTML.slice(0, 80), n.getBoundingClientRect()])
               .filter(([, box]) => box.height > 0 && (box.height < 24 || box.width < 24))
               .map(([html]) => html)"""
@@ -365,22 +368,22 @@ def test_enter_while_composing_does_not_send(server: Running, chromium: Any):
 
 
 def test_drafts_survive_a_reload_and_a_server_that_is_gone(chromium: Any, tmp_path):
-    with running(FakeScheduler(script), WebSettings(data_dir=tmp_path), None) as own:
-        with visit(chromium, own.url) as page:
-            page.allowed = ["ERR_CONNECTION_REFUSED", "Failed to load resource"]
-            page.fill("#texto", "Un borrador")
-            page.wait_for_timeout(450)
-            page.reload()
-            page.wait_for_selector("html[data-lista]")
-            assert page.input_value("#texto") == "Un borrador"
-            assert page.locator("#seccion-humor").is_hidden()
-            own.server.should_exit = True
-            page.wait_for_timeout(700)
-            page.click("#enviar")
-            page.wait_for_selector("#aviso:has-text('No encuentro el servidor')")
-            assert page.input_value("#texto") == "Un borrador"
-            shoot(page, "ancho-13-sin-servidor")
-            check_accessible(page, "sin servidor")
+    options = WebSettings(data_dir=tmp_path)
+    with running(FakeScheduler(script), options) as own, visit(chromium, own.url) as page:
+        page.allowed = ["ERR_CONNECTION_REFUSED", "Failed to load resource"]
+        page.fill("#texto", "Un borrador")
+        page.wait_for_timeout(450)
+        page.reload()
+        page.wait_for_selector("html[data-lista]")
+        assert page.input_value("#texto") == "Un borrador"
+        assert page.locator("#seccion-humor").is_hidden()
+        own.server.should_exit = True
+        page.wait_for_timeout(700)
+        page.click("#enviar")
+        page.wait_for_selector("#aviso:has-text('No encuentro el servidor')")
+        assert page.input_value("#texto") == "Un borrador"
+        shoot(page, "ancho-13-sin-servidor")
+        check_accessible(page, "sin servidor")
 
 
 def test_reading_above_is_left_in_peace(server: Running, chromium: Any):
@@ -392,7 +395,7 @@ def test_reading_above_is_left_in_peace(server: Running, chromium: Any):
         page.wait_for_timeout(100)
         top = page.evaluate("document.querySelector('#mensajes').scrollTop")
         page.evaluate(
-            """() => { const p = document.querySelectorAll('.viva .bloque')[5];
+            """() => { const p = document.querySelectorAll('.turno.elchat .bloque')[5];
                  getSelection().selectAllChildren(p); }"""
         )
         page.wait_for_selector(DONE)
@@ -465,15 +468,17 @@ def server_folder(server: Running) -> Any:
 def test_the_key_in_the_link_opens_the_page(chromium: Any, tmp_path):
     token = "k" * 43
     settings = WebSettings(data_dir=tmp_path, token=token)
-    with running(FakeScheduler(script), settings) as own:
-        with visit(chromium, f"{own.url}/#t={token}") as page:
-            assert page.evaluate("location.href") == f"{own.url}/"
-            send(page, "Hola")
-            page.reload()
-            page.wait_for_selector(DONE)
+    with (
+        running(FakeScheduler(script), settings) as own,
+        visit(chromium, f"{own.url}/#t={token}") as page,
+    ):
+        assert page.evaluate("location.href") == f"{own.url}/"
+        send(page, "Hola")
+        page.reload()
+        page.wait_for_selector(DONE)
 
 
-# --- other pages in the same browser ----------------------------------------------------------------
+# --- other pages in the same browser -------------------------------------------------------------
 
 ATTACK = """<!doctype html><title>otra</title><script>
 window.results = {};
@@ -567,9 +572,7 @@ def test_200_turns_stay_light(server: Running, chromium: Any):
         page.evaluate(
             """() => { window.long = []; new PerformanceObserver((list) =>
                  window.long.push(...list.getEntries().map((e) => e.duration)))
-                 .observe({type: 'longtask'}); window.shift = 0;
-               new PerformanceObserver((list) => list.getEntries().forEach((e) => {
-                 if (!e.hadRecentInput) window.shift += e.value; })).observe({type: 'layout-shift'}); }"""
+                 .observe({type: 'longtask'}); }"""
         )
         send(page, "LARGO", waits=False)
         page.wait_for_selector(".viva .bloque:nth-child(60)")

@@ -1,4 +1,5 @@
 """What a model could write to make a page do something."""
+# ruff: noqa: E501
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any document, cut anywhere: while it streams no sealed block is wrong, and the end is the whole."""
+"""Any document, cut anywhere: no sealed block is ever wrong, and the end is the whole."""
 
 from __future__ import annotations
 

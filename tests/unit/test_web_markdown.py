@@ -10,10 +10,11 @@ import pytest
 from elchat.web.markdown import Document, close_inline, render
 from tests.e2e.xss import XSS
 
-SAFE_TAGS = set(
-    "p br hr em strong s code pre blockquote ul ol li h1 h2 h3 h4 h5 h6 a table thead tbody tr th "
-    "td div span button".split()
-)
+SAFE_TAGS = {
+    "p", "br", "hr", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li", "h1", "h2",
+    "h3", "h4", "h5", "h6", "a", "table", "thead", "tbody", "tr", "th", "td", "div", "span",
+    "button",
+}  # fmt: skip
 SAFE_ATTRIBUTES = {"class", "href", "title", "rel", "target", "start", "tabindex", "type"}
 
 

@@ -345,7 +345,7 @@ def test_import_training_conversations_and_damaged_files(serve: Serve):
                 "conversaciones": [
                     {"id": "0" * 32, "mensajes": [{**message, "padre": None, "humor": "%"}]}
                 ]
-            },  # noqa: E501
+            },
         ):
             assert client.post("/api/importar", json=broken).status_code == 400, broken
         assert len(client.get("/api/conversaciones").json()["conversaciones"]) == 1
@@ -433,14 +433,14 @@ def test_without_autonomy_there_is_no_mood(serve: Serve):
 def test_the_server_closes_with_an_answer_under_way(tmp_path: Path):
     scheduler = FakeScheduler(Script(("a",) * 1000, pause_s=0.02))
     started = time.monotonic()
-    with running(scheduler, WebSettings(data_dir=tmp_path, saves_new=True)) as server:
-        with server.client() as client:
-            turn = ask(client, texto="Hola")
-            time.sleep(0.3)
+    settings = WebSettings(data_dir=tmp_path, saves_new=True)
+    with running(scheduler, settings) as server, server.client() as client:
+        turn = ask(client, texto="Hola")
+        time.sleep(0.3)
     scheduler.wait_idle(2)
     assert time.monotonic() - started < 8
-    with running(FakeScheduler(), WebSettings(data_dir=tmp_path)) as server:
-        with server.client() as client:
-            answer = read(client, turn["conversacion"])["mensajes"][1]
+    settings = WebSettings(data_dir=tmp_path)
+    with running(FakeScheduler(), settings) as server, server.client() as client:
+        answer = read(client, turn["conversacion"])["mensajes"][1]
     assert answer["datos"]["razon"] == "parada"
     assert answer["texto"].startswith("a")
