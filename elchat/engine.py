@@ -5,11 +5,12 @@ Data flow: messages -> `Engine.prompt` -> `Request` -> `scheduler.Scheduler` -> 
 
 from __future__ import annotations
 
+import builtins
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from elchat import bases, model_store, native, runs
 from elchat.chat_format import ChatFormat, Message
 from elchat.errors import DataError, ModelError
-from elchat.gpt import GPT
+from elchat.gpt import GPT, Block
 from elchat.hooks import Decision, TurnHook
 from elchat.packed_linear import pack_linears
 from elchat.runner import NativeRunner, NativeWeights, Runner, TorchRunner, fits_native, head_of
@@ -65,9 +66,9 @@ class TokenInfo:
 
     id: int
     text: str
-    bytes: bytes
+    bytes: builtins.bytes
     logprob: float | None
-    top: tuple[tuple[int, str, bytes, float], ...] = ()
+    top: tuple[tuple[int, str, builtins.bytes, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,13 +167,13 @@ class Engine:
         limit = model.config.max_positions
         self.context_tokens = min(context_tokens or DEFAULT_CONTEXT_TOKENS, limit)
         self.is_compiled = _is_compiled(model, weights, compile)
-        self.weights = _resolve(model, weights, self.is_compiled)
+        self.weights: Weights = _resolve(model, weights, self.is_compiled)
         self._threads = threads or torch.get_num_threads()
         self._native: NativeWeights | None = None
         if self.is_compiled:
             self._native = NativeWeights(model, self.weights)  # type: ignore[arg-type]
         elif self.weights in ("int8", "int4"):
-            self._head = pack_linears(model, self.weights)  # type: ignore[arg-type]
+            self._head = pack_linears(model, self.weights)
         else:
             self.model = model if self.weights == "fp32" else model.to(torch.bfloat16)
             self._head = head_of(self.model)
@@ -316,13 +317,13 @@ def _resolve(model: GPT, weights: Weights, is_compiled: bool) -> Weights:
         return "bf16"
     if is_compiled:
         return "int8"
-    matrix = model.model.layers[0].mlp.gate_proj.weight.detach()
-    return min(("fp32", "bf16"), key=lambda kind: _seconds(matrix, kind))  # type: ignore[return-value]
+    block = cast(Block, model.model.layers[0])
+    matrix = block.mlp.gate_proj.weight.detach()
+    return "bf16" if _seconds(matrix, torch.bfloat16) < _seconds(matrix, torch.float32) else "fp32"
 
 
-def _seconds(matrix: Tensor, kind: str) -> float:
+def _seconds(matrix: Tensor, dtype: torch.dtype) -> float:
     """Time of one product with one row; without bf16 in the processor, hundreds of times fp32's."""
-    dtype = torch.float32 if kind == "fp32" else torch.bfloat16
     w, x = matrix.to(dtype), torch.ones(1, matrix.shape[1], dtype=dtype)
     times = []
     for _ in range(5):

@@ -6,10 +6,12 @@ with AVX2), so their replies may part from the compiled ones at a near tie.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from elchat.gpt import GPT
+from elchat.gpt import GPT, Block
 from elchat.quantize import GROUP, Kind, Packed, pack
 
 
@@ -41,7 +43,7 @@ class PackedLinear(nn.Module):
 
 def pack_linears(model: GPT, kind: Kind) -> nn.Module:
     """Replace every linear of the blocks in place; return the head, in 8 bits."""
-    for block in model.model.layers:
+    for block in cast("list[Block]", model.model.layers):
         for parent in (block.self_attn, block.mlp):
             for name, linear in list(parent.named_children()):
                 if isinstance(linear, nn.Linear):

@@ -16,13 +16,13 @@ import mmap
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from elchat import native
-from elchat.gpt import GPT, KVCache
+from elchat.gpt import GPT, AttentionPlan, Block, KVCache
 from elchat.hooks import LayerEffect, LayerHook
 from elchat.model_config import GPTConfig
 from elchat.native import library as c
@@ -104,7 +104,7 @@ class SlotView:
         self._starts = torch.tensor(rows.starts, device=device)
         self._end = max(rows.starts) + 1
 
-    def plan(self, model: GPT, x_BTC: Tensor):  # type: ignore[no-untyped-def]
+    def plan(self, model: GPT, x_BTC: Tensor) -> AttentionPlan:
         """Rotations and mask of this pass."""
         ids = x_BTC[..., 0]  # only its shape and device are looked at
         if len(self._rows.slots) == 1:
@@ -145,7 +145,7 @@ class NativeWeights:
         self.norm = trunk.norm.weight.detach().float()
         self.layers: list[dict[str, tuple[Packed, Tensor | None]]] = []
         self.norms: list[tuple[Tensor, Tensor]] = []
-        for block in trunk.layers:
+        for block in cast("list[Block]", trunk.layers):
             a, m = block.self_attn, block.mlp
             groups = {
                 "qkv": (a.q_proj, a.k_proj, a.v_proj),
@@ -155,7 +155,8 @@ class NativeWeights:
             }
             self.layers.append({name: self._join(linears) for name, linears in groups.items()})
             norms = (block.input_layernorm, block.post_attention_layernorm)
-            self.norms.append(tuple(norm.weight.detach().float() for norm in norms))  # type: ignore[arg-type]
+            first, second = (norm.weight.detach().float() for norm in norms)
+            self.norms.append((first, second))
         if kind != "fp32" and model.config.is_tied:
             trunk.embed_tokens.weight = _nothing()
         positions = torch.arange(model.config.max_positions)[None]
@@ -257,7 +258,8 @@ class NativeRunner:
         starts = torch.tensor(rows.starts, dtype=torch.int32)
         slots = torch.tensor(rows.slots, dtype=torch.int32).repeat_interleave(t)
         positions = (starts[:, None] + torch.arange(t, dtype=torch.int32)).reshape(-1)
-        effects, kept = None, []
+        effects = None
+        kept: list[Tensor] = []
         if hook is not None:
             effects = (c.Effect * self.config.n_layers)()
             for i in layers:

@@ -143,14 +143,21 @@ class Scheduler:
             self._changed.notify_all()
         return ticket
 
-    def run(self, request: Request) -> Iterator[Event]:
+    def run(
+        self, request: Request, started: Callable[[Ticket], None] | None = None
+    ) -> Iterator[Event]:
         """Submit and yield the events; a caller that stops listening cancels.
+
+        Args:
+            started: receives the ticket, for whoever may cancel from elsewhere.
 
         Raises:
             DataError, QueueFullError: see `submit`.
         """
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         ticket = self.submit(request, events.put)
+        if started is not None:
+            started(ticket)
         try:
             while True:
                 event = events.get()

@@ -169,7 +169,7 @@ def _first_line(error: Exception) -> str:
     return next((line for line in text.splitlines() if "error" in line), text.strip())[:200]
 
 
-def _typed(function: ctypes._CFuncPtr, result: object, *arguments: object):  # type: ignore[no-untyped-def,name-defined]
+def _typed(function: ctypes._CFuncPtr, result: object, *arguments: object):  # type: ignore[name-defined]
     function.restype = result
     function.argtypes = list(arguments)
     return function

@@ -34,7 +34,9 @@ LAYERS: tuple[tuple[str, int], ...] = (
         "quantize", "packed_linear", "runner", "batch_hook", "slots",
     )),
     ("elchat.engine", 3),
-    *((f"elchat.{name}", 4) for name in ("evaluation", "report", "scheduler", "reply")),
+    *((f"elchat.{name}", 4) for name in (
+        "evaluation", "report", "scheduler", "reply", "terminal",
+    )),
 )  # fmt: skip
 LAYER_0_THIRD_PARTY = {"pydantic", "yaml"}
 CLI_THIRD_PARTY = {"typer", "rich", "httpx", "pydantic", "yaml"}
