@@ -238,6 +238,12 @@ class ComputeSection(Section):
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="Compilar las capas; auto lo prueba y se queda con lo más rápido"
     )
+    processes: PositiveInt = Field(
+        1, description="Procesos que entrenan juntos: uno por GPU; 1, sin reparto"
+    )
+    sharding: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="Cada proceso con el modelo entero (ddp) o con un trozo (fsdp)"
+    )
     huge_pages: bool = Field(True, description="Páginas grandes en Linux: CPU más rápida")
     gpus: list[str] = Field(default_factory=list, description="GPU candidatas, en orden")
     cloud: list[Literal["secure", "community"]] = Field(

@@ -69,14 +69,14 @@ class AttentionPlan:
 
     Attributes:
         cos_BT1D, sin_BT1D: rotation tables, broadcast over heads.
-        mask_11TS: True where attention is allowed; None means plain causal (or a single query).
+        mask_B1TS (B may be 1): True where attention is allowed; None means plain causal (or a single query).
         is_causal: passed to SDPA when there is no mask.
         segments: documents packed in the rows, or None.
     """
 
     cos_B1TD: Tensor
     sin_B1TD: Tensor
-    mask_11TS: Tensor | None
+    mask_B1TS: Tensor | None
     is_causal: bool
     segments: Segments | None = None
 
@@ -122,7 +122,7 @@ class Attention(nn.Module):
                 q,
                 k,
                 v.to(q.dtype),
-                attn_mask=plan.mask_11TS,
+                attn_mask=plan.mask_B1TS,
                 is_causal=plan.is_causal,
                 enable_gqa=self.n_heads != self.n_kv_heads,
             )

@@ -119,10 +119,10 @@ class Run:
     def status(self) -> Status:
         """The last status, or an empty one before the worker's first word."""
         try:
-            raw = read_json(self.status_path)
+            raw = dict(read_json(self.status_path))
         except FileNotFoundError:
             return Status()
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             raise RunError(
                 f"El estado de «{self.id}» no se puede leer ({self.status_path}): "
                 f"bórralo y ejecuta elchat resume {self.id}."

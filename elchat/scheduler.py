@@ -199,11 +199,15 @@ class Scheduler:
             torch.set_num_threads(1)  # of this thread: what is left to torch is too small to share
         with torch.inference_mode():
             while self._wait():
-                self._drop_cancelled()
-                self._admit()
-                self._read_one()
-                self._write_all()
-            self._is_closed = True
+                try:
+                    self._drop_cancelled()
+                    self._admit()
+                    self._read_one()
+                    self._write_all()
+                except Exception as error:  # a defect of ours: nobody is left waiting for ever
+                    for _, reply in self._running:
+                        reply.end("error", error=sentence(error))
+                    self._sweep()
             for ticket in [*(t for t, _ in self._running), *self._waiting]:
                 ticket.cancel()
             self._drop_cancelled()

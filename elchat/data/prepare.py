@@ -36,6 +36,7 @@ from elchat.data.encoding import DocumentEncoder, EncodeArrays, frame
 from elchat.data.heldout import HeldOutSplitter, Item, cut_tail
 from elchat.data.shards import FORMAT_VERSION, MANIFEST, ShardSet, ShardWriter
 from elchat.data.sources import Conversation, SourceReader, describe
+from elchat.data.supervision import nothing_to_learn, require_mixed
 from elchat.errors import DataError, ElchatError
 from elchat.files import fsync_dir, require_free_space, sha256_json, write_json
 
@@ -272,7 +273,7 @@ class _Job:
                 break
         route.finish()
         self.flush(tally, last=True)
-        _require_something(route.train, tally)
+        _require_something(route.train, tally, is_chat=self.stage == "sft")
 
     def _items(self, reader: SourceReader, tally: _Tally) -> Iterator[Item[Any]]:
         """Cleaned, deduplicated items of one source."""
@@ -485,7 +486,7 @@ class _Route:
         self.job.queue(self.train, item)
 
 
-def _require_something(train: ShardWriter | None, tally: _Tally) -> None:
+def _require_something(train: ShardWriter | None, tally: _Tally, *, is_chat: bool) -> None:
     if tally.documents_kept + tally.documents_held_out == 0:
         raise DataError(
             f"De la fuente «{tally.origin}» no queda nada tras limpiar: "
@@ -497,11 +498,13 @@ def _require_something(train: ShardWriter | None, tally: _Tally) -> None:
             f"De la fuente «{tally.origin}» todo se apartó para medir y no queda nada que "
             "entrenar: baja data.held_out.share."
         )
-    if train is not None and train.targets == 0:
-        raise DataError(
-            f"La fuente «{tally.origin}» no tiene ni un token que aprender: "
-            "hacen falta textos o respuestas del asistente que no estén vacíos."
-        )
+    if train is None:
+        return
+    where = f"La fuente «{tally.origin}»"
+    if is_chat:
+        require_mixed(where, train.targets, train.tokens, train.documents)
+    elif train.targets == 0:
+        raise nothing_to_learn(where)
 
 
 def _retext(item: Item[Any], text: str) -> Item[Any]:

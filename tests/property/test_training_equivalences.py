@@ -15,7 +15,7 @@ from elchat.config import CheckpointSection, EvaluationSection, StageSection, Tr
 from elchat.data.loader import PackedLoader
 from elchat.data.shards import TokenSource
 from elchat.errors import TrainingError
-from elchat.training import loop as loop_module
+from elchat.training import parallel as parallel_module
 from elchat.training.adapters import add_adapters, add_embedding_noise
 from elchat.training.device import ComputePlan
 from elchat.training.loop import Job, Loop
@@ -216,7 +216,7 @@ def poison(monkeypatch, when) -> None:
         loss = summed_cross_entropy(hidden, weight, targets)
         return loss * math.nan if when(next(calls)) else loss
 
-    monkeypatch.setattr(loop_module, "summed_cross_entropy", poisoned)
+    monkeypatch.setattr(parallel_module, "summed_cross_entropy", poisoned)
 
 
 def test_one_nan_step_is_skipped_and_told(tmp_path, monkeypatch):

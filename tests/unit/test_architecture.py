@@ -23,19 +23,19 @@ LAYERS: tuple[tuple[str, int], ...] = (
     ("tasks", 4),
     *((f"elchat.{name}", 0) for name in (
         "errors", "files", "paths", "model_config", "config", "runs", "bases", "hardware",
-        "estimate",
+        "estimate", "plots",
     )),
     *((f"elchat.{name}", 1) for name in (
         "tokenizer", "chat_format", "attention", "gpt", "hooks", "philox", "reply_text",
         "native", "tools",
     )),
     *((f"elchat.{name}", 2) for name in (
-        "weights", "gguf_reader", "hub", "model_store", "checkpoint", "sampling",
+        "weights", "vocabulary", "gguf_reader", "hub", "model_store", "checkpoint", "sampling",
         "quantize", "packed_linear", "runner", "batch_hook", "slots",
     )),
     ("elchat.engine", 3),
     *((f"elchat.{name}", 4) for name in (
-        "evaluation", "report", "scheduler", "reply", "terminal",
+        "evaluation", "report", "export", "scheduler", "reply", "terminal",
     )),
 )  # fmt: skip
 LAYER_0_THIRD_PARTY = {"pydantic", "yaml"}
