@@ -312,7 +312,9 @@ def test_a_client_that_reads_nothing_loses_its_answer(tmp_path: Path):
                 "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
                 f"application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
             )
-            scheduler.wait_idle(20)
+            while not scheduler.requests:
+                time.sleep(0.02)
+            scheduler.wait_idle(60)
             assert scheduler.finished == ["cancelled"]
             with server.client() as client:
                 assert client.get("/health").status_code == 200
