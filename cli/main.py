@@ -41,6 +41,7 @@ COMMANDS: Mapping[str, str] = {
     "export": "Exporta un modelo a Hugging Face, GGUF u Ollama.",
     "data": "Enseña lo que verá el modelo: tokens, máscara y empaquetado.",
     "chat": "Conversa en la terminal con el resultado.",
+    "serve": "Sirve la página y la API, compatible con la de OpenAI.",
     "eval": "Mide un modelo con tareas en español y bits por byte.",
     "ship": "Dice si el resultado es mejor que su base: sale con 0 sí, 2 no, 3 no se sabe.",
     "estimate": "Calcula memoria, tiempo y dólares antes de empezar.",
