@@ -35,6 +35,12 @@ def follow(run: Run, provider: Provider, *, as_json: bool = False) -> int:
     return report_end(run, provider, state, status, as_json=as_json)
 
 
+def wait_for_end(run: Run, provider: Provider) -> tuple[State, Status]:
+    """Show progress until the run ends, and its end. Ctrl-C leaves it working."""
+    with _display(sys.stderr) as show:
+        return _watch(run, provider, show)
+
+
 def report_end(
     run: Run, provider: Provider, state: State, status: Status, *, as_json: bool = False
 ) -> int:

@@ -32,6 +32,7 @@ INTERRUPTED_EXIT_CODE = 130
 COMMANDS: Mapping[str, str] = {
     "train": "Entrena un modelo según una configuración.",
     "status": "Muestra cómo va una ejecución.",
+    "watch": "Vigila una ejecución a pantalla completa: curvas, cifras y muestras.",
     "logs": "Muestra el registro de una ejecución.",
     "stop": "Detiene una ejecución guardando su estado.",
     "resume": "Continúa una ejecución detenida, fallida o muerta.",
@@ -45,6 +46,7 @@ COMMANDS: Mapping[str, str] = {
     "eval": "Mide un modelo con tareas en español y bits por byte.",
     "ship": "Dice si el resultado es mejor que su base: sale con 0 sí, 2 no, 3 no se sabe.",
     "estimate": "Calcula memoria, tiempo y dólares antes de empezar.",
+    "sweep": "Elige tasa y vueltas probando unas pocas con pocos datos.",
     "cost": "Compara lo calculado con lo que RunPod ha facturado.",
     "reaper": "Borra las máquinas alquiladas que pasan de su hora límite.",
     "models": "Lista, descarga, verifica y borra modelos de partida.",

@@ -155,6 +155,9 @@ class StageSection(Section):
     max_minutes: Positive | None = Field(
         None, description="Tope de tiempo; la tasa baja dentro de él"
     )
+    early_stop_patience: int = Field(
+        0, ge=0, description="Mediciones seguidas sin mejorar antes de parar con lo mejor; 0, nunca"
+    )
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> StageSection:
@@ -225,6 +228,9 @@ class EvaluationSection(Section):
         default_factory=lambda: ["¿Quién eres?"], description="Preguntas de muestra del informe"
     )
     sample_max_new_tokens: PositiveInt = Field(64, description="Largo máximo de cada muestra")
+    sinks: list[Literal["tensorboard", "trackio"]] = Field(
+        default_factory=list, description="Otros sitios donde ver las métricas (extras opcionales)"
+    )
 
 
 class ExportSection(Section):

@@ -16,12 +16,13 @@ from typing import Any, Literal
 import torch
 
 from elchat import checkpoint as checkpoints
+from elchat import forgetting
 from elchat.config import CheckpointSection, EvaluationSection, StageSection, TrainingSection
 from elchat.data.loader import Batch, Inputs, PackedLoader
-from elchat.errors import TrainingError
+from elchat.errors import CheckpointError, TrainingError
 from elchat.gpt import GPT
 from elchat.training import rng
-from elchat.training.device import out_of_memory_as_none
+from elchat.training.device import out_of_memory_as_none, peak_memory_mib
 from elchat.training.guard import Guard, Verdict
 from elchat.training.optim import build_optimizer
 from elchat.training.parallel import LossModule, Parallel, full_norm
@@ -81,7 +82,9 @@ class Progress:
     after: dict[str, float] | None = None
     best: float | None = None
     best_step: int | None = None
+    best_scores: dict[str, float] | None = None
     evaluated_step: int | None = None
+    not_better: int = 0  # measurements in a row that did not improve on the best
 
 
 @dataclass
@@ -131,12 +134,13 @@ class Loop:
         if self.progress.before is None and not self._evaluate_before():
             return self._stop()
         self._window = _Window(time.monotonic())
-        while self.progress.step < self.job.plan.timeline.total:
+        while self.progress.step < self.job.plan.timeline.total and not self._has_stalled():
             if not self._step():
                 return self._stop()
             self._after_step()
         if not self._evaluate():
             return self._stop()
+        self._back_to_best()
         self._save(is_final=True)
         return "done"
 
@@ -322,6 +326,7 @@ class Loop:
             grad_norm=self._norm,
             tokens=self.progress.tokens,
             data_wait_share=window.data_s / elapsed,
+            memory_mib=peak_memory_mib(plan.compute.device),
             skipped=self.guard.n_skipped,
         )
         self.job.reporter.log(
@@ -353,8 +358,8 @@ class Loop:
         self.progress.after = scores
         self.progress.evaluated_step = self.progress.step
         spanish = scores.get("es")
-        if spanish is not None and (self.progress.best is None or spanish < self.progress.best):
-            self.progress.best, self.progress.best_step = spanish, self.progress.step
+        if self.progress.step > 0:  # the weights it began with are no result of this stage
+            self._compare(scores)
         self.job.reporter.metrics(
             stage=self.job.stage, step=self.progress.step, bits_per_byte=scores
         )
@@ -364,6 +369,42 @@ class Loop:
             f"[{self.job.stage}] bits por byte en texto apartado, paso {self.progress.step}: {text}"
         )
         return True
+
+    def _compare(self, scores: dict[str, float]) -> None:
+        """Keep the count of measurements without a new best, and say at once what is forgotten."""
+        progress, spanish = self.progress, scores.get("es")
+        if spanish is not None:  # several processes must count alike
+            (spanish,) = self.parallel.agree(spanish)
+        if spanish is not None and (progress.best is None or spanish < progress.best):
+            progress.best, progress.best_step, progress.not_better = spanish, progress.step, 0
+            progress.best_scores = scores
+        else:
+            progress.not_better += 1
+        if alarm := forgetting.alarm(progress.before, scores):
+            self._warn(alarm)
+
+    def _has_stalled(self) -> bool:
+        """Whether patience with measurements that do not improve has run out."""
+        patience = self.job.settings.early_stop_patience
+        return 0 < patience <= self.progress.not_better
+
+    def _back_to_best(self) -> None:
+        """With early stopping, the stage's result is the best of what was measured."""
+        progress = self.progress
+        if not self.job.settings.early_stop_patience or progress.best_step in (None, progress.step):
+            return
+        self.saver.close()  # it may be on its way to the disk still
+        try:
+            best = checkpoints.load(self.job.root / f"step_{progress.best_step:06d}")
+        except CheckpointError as error:
+            self._warn(f"{error} Se queda con los pesos del último paso.")
+            return
+        self.saver.load(best)
+        progress.after = progress.best_scores
+        self.job.reporter.log(
+            f"[{self.job.stage}] se queda con el paso {progress.best_step}, el mejor en texto "
+            f"apartado ({progress.best:.4f} bits por byte), y no con el {progress.step}"
+        )
 
     # --- saving and coming back ----------------------------------------------------------------
 
