@@ -69,7 +69,7 @@ def sweep(
 
     resolved = preflight.load_config(config, overrides or [], "local")
     preflight.check(resolved)
-    stage: Stage = stage_name.value  # type: ignore[assignment]
+    stage: Stage = stage_name.value
     trials = sweeping.grid(
         resolved,
         stage,
