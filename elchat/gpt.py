@@ -69,7 +69,8 @@ class AttentionPlan:
 
     Attributes:
         cos_BT1D, sin_BT1D: rotation tables, broadcast over heads.
-        mask_B1TS (B may be 1): True where attention is allowed; None means plain causal (or a single query).
+        mask_B1TS: True where attention is allowed, B may be 1; None means plain causal (or a single
+            query).
         is_causal: passed to SDPA when there is no mask.
         segments: documents packed in the rows, or None.
     """
