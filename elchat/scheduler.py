@@ -118,7 +118,7 @@ class Scheduler:
         self._running: list[tuple[Ticket, Reply]] = []
         self._changed = threading.Condition()
         self._is_closed = False
-        self._tokens_total = self._requests_total = 0
+        self._tokens_total = self._requests_total = self._accepted = 0
         self._recent: deque[tuple[float, int]] = deque()
         self._thread = threading.Thread(target=self._work, name="elchat-engine", daemon=True)
         self._thread.start()
@@ -137,9 +137,11 @@ class Scheduler:
         with self._changed:
             if self._is_closed:
                 raise QueueFullError("El modelo se está cerrando: vuelve a abrirlo.")
-            if len(self._waiting) + len(self._running) >= self.max_rows + self.max_queue:
+            # One may be in the engine's hands, neither waiting nor running yet.
+            if self._accepted - self._requests_total >= self.max_rows + self.max_queue:
                 raise QueueFullError("El modelo está ocupado: inténtalo dentro de unos segundos.")
             self._waiting.append(ticket)
+            self._accepted += 1
             self._changed.notify_all()
         return ticket
 
@@ -229,8 +231,8 @@ class Scheduler:
                 self._waiting.remove(ticket)
         for ticket in dropped:
             _end_hook(ticket.request, "cancelled")
-            ticket.tell(Event(phase="end", finish="cancelled"))
             self._requests_total += 1
+            ticket.tell(Event(phase="end", finish="cancelled"))
 
     def _admit(self) -> None:
         # Prompts are read one after the other, so that each finds what those before it have left
@@ -243,6 +245,7 @@ class Scheduler:
                 self._running.append((ticket, self._start(ticket)))
             except Exception as error:
                 _end_hook(ticket.request, "error")
+                self._requests_total += 1
                 ticket.tell(Event(phase="end", finish="error", error=sentence(error)))
         for i, ticket in enumerate(list(self._waiting)):
             if ticket.announced != i:

@@ -46,7 +46,7 @@ def chat(
     ] = False,
     is_plain: Annotated[bool, typer.Option("--plain", help="Sin colores.")] = False,
 ) -> None:
-    """Conversa en la terminal con el resultado; también en una tubería: echo hola | elchat chat."""
+    """Conversa en la terminal con el resultado."""
     from cli.processes import run_script
 
     given = {
