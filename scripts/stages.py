@@ -514,6 +514,7 @@ def final_checkpoint(worker: Worker, stage: TrainedStage) -> checkpoint.Checkpoi
     """What a finished stage left, read once and verified."""
     found = checkpoint.load_newest(worker.run.checkpoints_path / stage, warn=worker.reporter.log)
     if found is None or not found.meta["is_final"]:
+        worker.marker(stage).unlink(missing_ok=True)  # damaged since: what the sentence promises
         raise ModelError(f"La etapa {stage} no dejó sus pesos finales: elchat resume la repite.")
     return found
 

@@ -103,12 +103,12 @@ def _size(memory: Any) -> str:
     """'3,1 GB (pesos 0,5 GB, gradientes ...)'."""
     from elchat.files import format_bytes
 
+    rest = f", logits y pasajeros {format_bytes(memory.logits)}" if memory.logits else ""
     return (
         f"{format_bytes(memory.total)} (pesos {format_bytes(memory.weights)}, "
         f"gradientes {format_bytes(memory.gradients)}, "
         f"optimizador {format_bytes(memory.optimizer)}, "
-        f"activaciones {format_bytes(memory.activations)}, "
-        f"logits y pasajeros {format_bytes(memory.logits)})"
+        f"activaciones {format_bytes(memory.activations)}{rest})"
     )
 
 

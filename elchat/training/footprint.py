@@ -36,7 +36,12 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of tensors at the peak, by kind. `temporary` holds the chunk of logits among others."""
+    """Bytes of tensors at the peak, by kind.
+
+    Attributes:
+        activations: what the forward pass made, the chunk of logits too.
+        temporary: what the backward pass and the optimizer make and drop.
+    """
 
     weights: int
     gradients: int
