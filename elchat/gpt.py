@@ -69,9 +69,9 @@ class AttentionPlan:
 
     Attributes:
         cos_BT1D, sin_BT1D: rotation tables, broadcast over heads.
-            mask_B1TS: True where attention is allowed (B may be 1); None means plain causal, or a
+        mask_B1TS: True where attention is allowed (B may be 1); None means plain causal, or a
             single query.
-            is_causal: passed to SDPA when there is no mask.
+        is_causal: passed to SDPA when there is no mask.
         segments: documents packed in the rows, or None.
     """
 
