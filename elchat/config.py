@@ -264,6 +264,12 @@ class ComputeSection(Section):
     budget_usd: Positive | None = Field(None, description="Límite duro de gasto, en dólares")
     expected_hours: Positive | None = Field(None, description="Horas previstas")
     disk_gb: PositiveInt = Field(60, description="Disco de la máquina alquilada, en GB")
+    pull_minutes: Positive = Field(
+        30.0, description="Minutos entre copias verificadas de los puntos de guardado a casa"
+    )
+    grace_minutes: Positive = Field(
+        120.0, description="Minutos que la máquina espera a que se recoja el resultado"
+    )
 
     @model_validator(mode="after")
     def _cloud_needs_budget(self) -> ComputeSection:

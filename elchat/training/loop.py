@@ -46,6 +46,7 @@ class Job:
         reload_initial: the state dict the stage began with (a rollback before any checkpoint).
         before: bits per byte of those weights where they are already known.
         eval_seconds: how long measuring is expected to take, until it has been timed.
+        left_s: seconds the stage may still train by the clock on the wall, None without a limit.
         parallel: this process among those that train together.
         sharding: how several processes hold the model.
     """
@@ -64,6 +65,7 @@ class Job:
     reload_initial: Callable[[], dict[str, torch.Tensor]]
     before: dict[str, float] | None = None
     eval_seconds: float = 0.0
+    left_s: Callable[[], float | None] = lambda: None
     parallel: Parallel = field(default_factory=Parallel)
     sharding: Literal["ddp", "fsdp"] = "ddp"
 
@@ -266,7 +268,7 @@ class Loop:
         self.saver.settle()
         step, evaluation = self.progress.step, self.job.evaluation
         is_log_step = step % evaluation.log_every_steps == 0
-        if self.job.settings.max_minutes is not None and (is_log_step or step in REPLAN_AT_STEPS):
+        if is_log_step or step in REPLAN_AT_STEPS:
             self._fit_to_time()
         if is_log_step or step == self.job.plan.timeline.total:
             self._log()
@@ -278,17 +280,24 @@ class Loop:
             self._save()
 
     def _fit_to_time(self) -> None:
+        left_s = self._left_s()
         timed = sorted(self._step_times[WARM_STEPS:][-20:])
-        if not timed:
+        if left_s is None or not timed:
             return
-        assert self.job.settings.max_minutes is not None
-        left_s = 60 * self.job.settings.max_minutes - self.seconds - self.progress.eval_seconds
         step_s, left_s = self.parallel.agree(timed[len(timed) // 2], left_s)
         if fit_to_time(self.job.plan, step=self.progress.step, step_s=step_s, left_s=left_s):
             self.job.reporter.log(
                 f"[{self.job.stage}] {step_s:.1f} s por paso: serán "
                 f"{self.job.plan.timeline.total} pasos para acabar a tiempo"
             )
+
+    def _left_s(self) -> float | None:
+        """Seconds left for steps by the stage's minutes and the rented time, less a measurement."""
+        limits = [self.job.left_s()]
+        if self.job.settings.max_minutes is not None:
+            limits.append(60 * self.job.settings.max_minutes - self.seconds)
+        known = [limit for limit in limits if limit is not None]
+        return min(known) - self.progress.eval_seconds if known else None
 
     def _log(self) -> None:
         window, plan = self._window, self.job.plan

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from elchat import rental
 from elchat.files import raise_if_disk_full
 from elchat.runs import Run
 from elchat.training.sinks import Sinks
@@ -30,6 +31,7 @@ class Reporter:
 
     def __init__(self, run: Run, *, is_mute: bool = False) -> None:
         self.run, self.is_mute = run, is_mute
+        self._rental = rental.load(run.path)
         self.sinks: Sinks | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -67,9 +69,12 @@ class Reporter:
             raise
 
     def status(self, **changes: Any) -> None:
-        """Merge fields into status.json."""
+        """Merge fields into status.json; a rented machine's cost is brought up to date."""
         if self.is_mute:
             return
+        if self._rental is not None:
+            changes["usd_spent"] = round(self._rental.usd_spent(time.time()), 4)
+            changes["usd_limit"] = self._rental.usd_limit
         with self._lock:
             self.run.update_status(**changes)
 
