@@ -9,12 +9,12 @@ import torch
 from elchat.autonomy import Autonomy, Conversation, Settings
 from elchat.autonomy.mood import Mood, MoodShape
 from elchat.autonomy.silence import Head
-from elchat.autonomy_lab.decoder import Decoder, Sampling
+from elchat.lab.decoder import Decoder, Sampling
 from elchat.gpt import GPT, GPTConfig, KVCache
 
 SHAPE = GPTConfig(
     vocab_size=128,
-    n_layers=6,
+    n_layers=4,
     d_model=32,
     d_ff=48,
     n_heads=4,
@@ -59,7 +59,7 @@ def autonomy(seed: int = 0, dim: int = 64) -> Autonomy:
     return Autonomy(
         SHAPE,
         "modelo-de-juguete",
-        skippable=(2, 3, 5),
+        skippable=(1, 2, 3),
         mood=mood(seed, dim),
         volition=head,
         settings=ALL_ON,
@@ -72,7 +72,7 @@ class Talk:
 
     gpt: GPT
     talk: Conversation
-    sampling: Sampling = Sampling(temperature=0.9, top_p=0.95, max_new_tokens=8)
+    sampling: Sampling = field(default_factory=lambda: Sampling(0.9, max_new_tokens=8))
     ids: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     cache: KVCache | None = None

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from elchat.autonomy.silence import Head
 from elchat.autonomy.stochastic_depth import check_skippable, draw_skips
 from elchat.autonomy.turn import ROLL_BITS, Turn
 from elchat.errors import DataError
-from elchat.gpt import GPTConfig
+from elchat.model_config import GPTConfig
 from elchat.philox import Dice, Stream
 
 STATE_FORMAT = "elchat-conversation/1"
@@ -59,7 +61,7 @@ class Autonomy:
     epistemic: Head | None = None
     volition: Head | None = None
     threshold: float = 2.0
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
 
@@ -208,17 +210,17 @@ class Conversation:
         """Where past turns lie now; those that were not lived here are plain."""
         unknown = number - len(self.records)
         spans = []
-        for i, (start, end) in enumerate(zip(turn_starts, turn_starts[1:], strict=False)):
+        for i, (start, end) in enumerate(pairwise(turn_starts)):
             index = number - (len(turn_starts) - 1) + i - unknown
             if index < 0:
                 continue
             record = self.records[index]
-            effects = self.effects_of(record.settings, address(record), record.mood)
+            make = partial(self.effects_of, record.settings, address(record), record.mood)
             tail = record.tail
             if tail is None:
                 tail = max(0, end - start - record.n_prompt)
                 self.records[index] = record.closed(tail)
-            spans.append(Span(start, end - tail, end, effects))
+            spans.append(Span(start, end - tail, end, make))
         return spans
 
     def appraise(
@@ -256,7 +258,7 @@ class Conversation:
             return model.own(model.standardise(mean_C)).numpy()
 
     def effects_of(self, settings: Settings, turn: int, mood: Vector | None) -> ReplyEffects:
-        """What acts during a turn: a function of its knobs, its address in the dice and its mood."""
+        """What acts during a turn, a function of its knobs, its address in the dice and mood."""
         autonomy, film = self.autonomy, None
         if autonomy.mood is not None and mood is not None and settings.mood_gain:
             film = autonomy.mood.film_L3C(torch.from_numpy(mood), settings.mood_gain)
@@ -319,7 +321,7 @@ class Conversation:
     def counterfactual(
         self, turn: int, *, axes: Mapping[str, float] | None = None, vector: Any = None
     ) -> Conversation:
-        """The same dice, another mood: a fork about to live turn `turn` again, only its mood changed.
+        """The same dice, another mood: a fork about to live a turn again with just that changed.
 
         Args:
             turn: number of the turn to live again.
@@ -377,9 +379,7 @@ class Conversation:
         self.pinned = state.vector
         if not self.records:
             self.start, self.pinned, self.start_turn = state.vector, None, state.turn
-        self.settings = replace(
-            self.settings, mood_gain=state.gain, is_mood_frozen=state.is_frozen
-        )
+        self.settings = replace(self.settings, mood_gain=state.gain, is_mood_frozen=state.is_frozen)
 
     def set_axis(self, name: str, value: float) -> None:
         """Put one named axis somewhere between -1 and 1; the next turn moves on from there.

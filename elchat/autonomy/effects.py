@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -41,12 +42,24 @@ class ReplyEffects:
 
 @dataclass(frozen=True)
 class Span:
-    """Where a turn lies: prompt from `start`, reply from `reply_start`, next turn at `end`."""
+    """Where a turn lies: prompt from `start`, reply from `reply_start`, next turn at `end`.
+
+    Its effects are made at the first need: a long past is seldom recomputed.
+    """
 
     start: int
     reply_start: int
     end: int
-    effects: ReplyEffects
+    make: Callable[[], ReplyEffects]
+
+    @cached_property
+    def effects(self) -> ReplyEffects:
+        """What acts here."""
+        return self.make()
+
+    def meets(self, start: int, end: int) -> bool:
+        """Whether any position of start..end-1 lies here."""
+        return self.start < end and self.end > start
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,7 @@ class StretchHook:
 
     def __init__(self, spans: Sequence[Span], start: int, end: int, place: Place) -> None:
         self.start, self.end, self.place = start, end, place
-        self.spans = [span for span in spans if span.start < end and span.end > start]
+        self.spans = [span for span in spans if span.meets(start, end)]
         self._noise_TEC: NDArray[np.float64] | None = None
 
     @property

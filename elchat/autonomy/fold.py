@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from elchat.errors import DataError
-from elchat.gpt import GPTConfig
+from elchat.model_config import GPTConfig
 
 # What a name means on the axes, between -1 and 1; what is not written is 0.
 PRESETS: Mapping[str, Mapping[str, float]] = {
@@ -80,7 +80,11 @@ def _add_biases(
     state: dict[str, Tensor], prefix: str, config: GPTConfig, folded: GPTConfig
 ) -> None:
     dtype = state[prefix + "input_layernorm.weight"].dtype
-    sizes = {"mlp.gate_proj": config.d_ff, "mlp.up_proj": config.d_ff, "mlp.down_proj": config.d_model}
+    sizes = {
+        "mlp.gate_proj": config.d_ff,
+        "mlp.up_proj": config.d_ff,
+        "mlp.down_proj": config.d_model,
+    }
     if folded.has_o_bias:
         sizes["self_attn.o_proj"] = config.d_model
     for name, size in sizes.items():

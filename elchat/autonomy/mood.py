@@ -3,8 +3,8 @@
     layers 0..A-1 (no mood, never skipped, no noise)
         │  pools: the user's turn u_t, the model's own last reply a_{t-1}; surprise |u_t - u_{t-1}|
         ▼
-    mu_t = home + rho (m_{t-1} - home) + g c          g, c: gated cell on [u_t, a_{t-1}, surprise, m_{t-1}]
-    m_t  = bound(mu_t + spread sqrt(1 - rho²) xi)     rho = exp(-1 / tau), tau between 2 and 20 turns
+    mu_t = home + rho (m_{t-1} - home) + g c        g, c: gated cell on pools, surprise, m_{t-1}
+    m_t  = bound(mu_t + spread sqrt(1 - rho²) xi)   rho = exp(-1 / tau), tau of 2 to 20 turns
         ▼
     layers A..L-1: gains and a shift, gain · U_l m_t (FiLM, U zero at the start)
 
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from elchat.errors import ModelError
-from elchat.gpt import GPTConfig
+from elchat.model_config import GPTConfig
 
 AXES = (
     "valence",

@@ -1,8 +1,8 @@
-"""256 bytes that go from one conversation to the next: a mood, readable and bound to its model.
+r"""256 bytes that go from one conversation to the next: a mood, readable and bound to its model.
 
 A file is one line of JSON and the raw vector:
 
-    {"format": "elchat-mood/1", "model": "3f…", "turn": 7, "dim": 64, "gain": 1.0, "frozen": false}\n
+    {"format": "elchat-mood/1", "model": "3f…", "turn": 7, "dim": 64, "gain": 1, "frozen": false}\n
     <64 fp32, little endian>
 """
 
@@ -84,8 +84,8 @@ class MoodState:
             )
         if header.get("dim") != dim or len(body) != 4 * dim:
             raise DataError(
-                f"El estado de ánimo trae {len(body)} bytes y este modelo usa {4 * dim}: está cortado "
-                "o es de otro modelo."
+                f"El estado de ánimo trae {len(body)} bytes y este modelo usa {4 * dim}: está "
+                "cortado o es de otro modelo."
             )
         vector = check_vector(np.frombuffer(body, dtype="<f4"), dim)
         turn, gain = header.get("turn"), header.get("gain")

@@ -147,8 +147,8 @@ def check_same_build(replay: Replay, autonomy: Autonomy) -> None:
     """
     if replay.model != autonomy.model_id:
         raise DataError(
-            "La repetición es de otro modelo: con este no saldría lo mismo. Da el modelo con el que "
-            "se grabó."
+            "La repetición es de otro modelo: con este no saldría lo mismo. Da el modelo con el "
+            "que se grabó."
         )
     here = build_identity(autonomy.dtype, autonomy.device)
     other = [key for key in here if replay.build.get(key) != here[key]]

@@ -58,7 +58,9 @@ class Settings:
             value = getattr(self, name)
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not is_number or not math.isfinite(value) or not low <= value <= high:
-                raise ConfigError(f"autonomía: {name} vale {value} y debe estar entre {low} y {high}.")
+                raise ConfigError(
+                    f"autonomía: {name} vale {value} y debe estar entre {low} y {high}."
+                )
         for name in ("is_mood_frozen", "must_answer", "abstain"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"autonomía: {name} debe ser true o false.")

@@ -69,7 +69,7 @@ def epistemic_features(
 
 
 def volition_features(user_C: Tensor, top_C: Tensor) -> Tensor:
-    """What the silence head sees, [2C]: the user's turn in the low layers, the prompt's last state."""
+    """What the silence head sees, [2C]: the user's turn, low; the prompt's last state, high."""
     return torch.cat((user_C.float(), top_C.float()))
 
 

@@ -24,7 +24,7 @@ from elchat.autonomy.settings import Settings
 from elchat.autonomy.silence import Head
 from elchat.errors import ModelError
 from elchat.files import atomic_path, read_json, sha256_file, write_json
-from elchat.gpt import GPTConfig
+from elchat.model_config import GPTConfig
 
 FORMAT = "elchat-autonomy/1"
 WEIGHTS_FILE, FACTS_FILE = "autonomy.safetensors", "autonomy.json"
@@ -212,6 +212,3 @@ def _read_tensors(folder: Path, facts: dict[str, Any]) -> dict[str, Tensor]:
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-__all__ = ["fingerprint", "load", "read_notes", "save"]

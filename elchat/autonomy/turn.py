@@ -14,7 +14,7 @@ from elchat.autonomy.mood import AXES, BOUND
 from elchat.autonomy.records import TurnRecord, Vector
 from elchat.autonomy.settings import Settings
 from elchat.autonomy.temperature import draw_temperature
-from elchat.hooks import Decision, LayerHook, RowEffects
+from elchat.hooks import Decision, LayerEffect, LayerHook, RowEffects
 from elchat.philox import Stream
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ class Turn:
         if end <= self.turn_start:
             hook = StretchHook(self._history, start, end, self.autonomy.place)
             return None if hook.is_nothing else hook
-        if not self.settings.acts_on_layers and all(s.effects.is_nothing for s in self._history):
+        past = [span for span in self._history if span.meets(start, end)]
+        if not self.settings.acts_on_layers and all(span.effects.is_nothing for span in past):
             return None
         return _LateHook(self, start, end)
 
@@ -135,7 +136,7 @@ class Turn:
         """History and this turn."""
         return [
             *self._history,
-            Span(self.turn_start, self.reply_start, 1 << 62, self.reply_effects),
+            Span(self.turn_start, self.reply_start, 1 << 62, lambda: self.reply_effects),
         ]
 
     def _abstain(self, middle_C: Tensor, top_C: Tensor, logits_V: Tensor) -> Decision | None:
@@ -204,13 +205,14 @@ class Turn:
 
 
 class _LateHook:
-    """Effects on the new turn's stretch, looked up when the upper layers ask: after the appraisal."""
+    """Effects on the new turn's stretch, looked up by the upper layers: after the appraisal."""
 
     def __init__(self, turn: Turn, start: int, end: int) -> None:
         self.turn, self.start, self.end = turn, start, end
         self._hook: StretchHook | None = None
 
-    def effect(self, layer: int):  # noqa: ANN201  LayerEffect | None
+    def effect(self, layer: int) -> LayerEffect | None:
+        """See `StretchHook`."""
         if layer < self.turn.appraisal_layers:
             return None
         if self._hook is None:

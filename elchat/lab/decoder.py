@@ -111,7 +111,7 @@ def _keeps(effects: Sequence[LayerEffect | None]) -> Tensor | None:
 
 
 class Decoder:
-    """Decodes replies of one model. Keys and values of an earlier turn can be kept by the caller."""
+    """Decodes replies of one model; the caller may keep keys and values for the next turn."""
 
     def __init__(self, model: GPT, stop_ids: Sequence[int], vocab_size: int) -> None:
         self.model, self.stop_ids = model.eval(), frozenset(stop_ids)
@@ -143,9 +143,7 @@ class Decoder:
         decisions = [
             hook.decide(middle_BC[i], top_BC[i], logits_BV[i]) for i, hook in enumerate(hooks)
         ]
-        heats = [
-            hook.temperature(one.temperature) for hook, one in zip(hooks, rows, strict=True)
-        ]
+        heats = [hook.temperature(one.temperature) for hook, one in zip(hooks, rows, strict=True)]
         written: list[list[int]] = [[] for _ in hooks]
         finish = ["" if d.act == "answer" else d.act for d in decisions]
         step = 0
@@ -208,7 +206,9 @@ class Decoder:
         model, a = self.model, hooks[0].appraisal_layers
         ids = torch.tensor(tokens)[:, None]
         plan = model.plan(ids, cache=cache)
-        effects = StepHook([h.effects(step) if not f else None for h, f in zip(hooks, finish)])
+        effects = StepHook(
+            [None if f else h.effects(step) for h, f in zip(hooks, finish, strict=True)]
+        )
         x_BTC = model.run_layers(model.model.embed_tokens(ids), plan, range(a), cache=cache)
         for i, hook in enumerate(hooks):
             if not finish[i]:
