@@ -9,8 +9,8 @@ import torch
 from elchat.autonomy import Autonomy, Conversation, Settings
 from elchat.autonomy.mood import Mood, MoodShape
 from elchat.autonomy.silence import Head
-from elchat.lab.decoder import Decoder, Sampling
 from elchat.gpt import GPT, GPTConfig, KVCache
+from elchat.lab.decoder import Decoder, Sampling
 
 SHAPE = GPTConfig(
     vocab_size=128,

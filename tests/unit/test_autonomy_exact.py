@@ -15,9 +15,9 @@ from elchat.autonomy.fold import PRESETS, fold, preset
 from elchat.autonomy.mood import AXES, appraisal_layers
 from elchat.autonomy.stochastic_depth import draw_skips, ramp, training_share
 from elchat.autonomy.temperature import HIGHEST, LOWEST, draw_temperature
-from elchat.lab.decoder import Decoder, RowsHook, Sampling
 from elchat.errors import ConfigError, DataError, ModelError
 from elchat.gpt import GPT, KVCache
+from elchat.lab.decoder import Decoder, RowsHook, Sampling
 from elchat.philox import Dice
 from tests import autonomy_toys as toys
 

@@ -22,8 +22,8 @@ from elchat.autonomy.replay import (
     save_replay,
 )
 from elchat.autonomy.silence import Head
-from elchat.lab.decoder import Sampling
 from elchat.errors import DataError, ModelError
+from elchat.lab.decoder import Sampling
 from elchat.model_config import GPTConfig
 from tests import autonomy_toys as toys
 
