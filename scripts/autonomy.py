@@ -1,0 +1,151 @@
+"""Measure and give structural autonomy to a finished model.
+
+    python -m scripts.autonomy ablate|cost|train|card MODEL [options]
+
+What `elchat autonomy` starts; the work is elchat.lab's and elchat.training.mood's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elchat.autonomy import Autonomy, store
+from elchat.errors import DataError, ElchatError
+from elchat.lab import ablation, cost, texts
+from elchat.weights import LoadedModel, load_model
+
+Arguments = argparse.Namespace
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one of the actions and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.autonomy", description=__doc__)
+    parser.add_argument("action", choices=list(ACTIONS))
+    parser.add_argument("model", type=Path, help="carpeta de un modelo o archivo GGUF")
+    parser.add_argument("--to", type=Path, help="dónde se escribe; junto al modelo, si no se dice")
+    parser.add_argument("--spanish", type=Path, help="texto español con el que medir")
+    parser.add_argument("--english", type=Path, help="texto inglés con el que medir")
+    parser.add_argument("--tokens", type=int, help="tokens por idioma")
+    parser.add_argument("--label", default="", help="nombre de la medición, para comparar")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", dest="as_json")
+    args = parser.parse_args(argv)
+    try:
+        answer, text = ACTIONS[args.action](args)
+    except ElchatError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"  → {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nInterrumpido: lo escrito hasta ahora está entero.", file=sys.stderr)
+        return 130
+    print(json.dumps(answer, ensure_ascii=False, indent=2) if args.as_json else text)
+    return 0
+
+
+def run_ablate(args: Arguments) -> tuple[Any, str]:
+    """Find the layers that can be skipped and write them with the model."""
+    loaded, autonomy, folder = open_model(args)
+    documents = read_texts(loaded, args, 2000)["es"]
+    began = time.monotonic()
+    found = ablation.ablate(loaded.model, documents, progress=Ticker("capas").show)
+    autonomy.skippable = found.skippable
+    notes = {
+        "base_nats": found.base_nats,
+        "extra_nats": list(found.extra_nats),
+        "n_tokens": found.n_tokens,
+        "n_documents": len(documents),
+        "skippable": list(found.skippable),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    store.save(autonomy, folder, model_path=args.model, notes={"ablation": notes})
+    lines = [f"pérdida sin saltar: {found.base_nats:.3f} nats por token ({found.n_tokens} tokens)"]
+    lines += [f"  capa {i:2d}: {nats:+.3f}" for i, nats in enumerate(found.extra_nats)]
+    lines.append(f"Se pueden saltar: {', '.join(map(str, found.skippable))}")
+    return notes, "\n".join(lines)
+
+
+def run_cost(args: Arguments) -> tuple[Any, str]:
+    """Nats per token of each knob at 0, 1/2, 1 and 2 times its default."""
+    loaded, autonomy, folder = open_model(args)
+    if not autonomy.skippable:
+        raise DataError(
+            f"{args.model} no tiene escrito qué capas se pueden saltar.",
+            hint=f"Antes: elchat autonomy ablate {args.model}",
+        )
+    documents = read_texts(loaded, args, 4000)
+    lines: list[str] = []
+
+    def progress(line: str) -> None:
+        lines.append(line)
+        print(line, file=sys.stderr, flush=True)
+
+    found = cost.costs(loaded.model, autonomy, documents, seed=args.seed, progress=progress)
+    facts = {
+        "costs": found,
+        "n_tokens": {language: sum(map(len, texts)) for language, texts in documents.items()},
+        "seed": args.seed,
+    }
+    notes = {f"cost{':' + args.label if args.label else ''}": facts}
+    store.save(autonomy, folder, model_path=args.model, notes=notes)
+    return facts, "\n".join(lines) if not args.as_json else ""
+
+
+ACTIONS: dict[str, Callable[[Arguments], tuple[Any, str]]] = {
+    "ablate": run_ablate,
+    "cost": run_cost,
+}
+
+
+# --- pieces --------------------------------------------------------------------------------------
+
+
+def open_model(args: Arguments) -> tuple[LoadedModel, Autonomy, Path]:
+    """The model, the autonomy it has so far and the folder where that is kept."""
+    folder = args.to or (args.model if args.model.is_dir() else args.model.parent)
+    loaded = load_model(args.model, dtype=torch.float32)
+    autonomy = store.load(args.model, loaded.model.config, folder=folder)
+    loaded.model.eval().requires_grad_(False)
+    return loaded, autonomy, folder
+
+
+def read_texts(loaded: LoadedModel, args: Arguments, tokens: int) -> dict[str, list[list[int]]]:
+    """Documents by language, from what was given or from the seed corpus."""
+    paths = {
+        "es": args.spanish or texts.DEFAULT_TEXTS["es"],
+        "en": args.english or texts.DEFAULT_TEXTS["en"],
+    }
+    most = args.tokens or tokens
+    return {
+        language: texts.read_documents(loaded, path, max_tokens=most)
+        for language, path in paths.items()
+    }
+
+
+class Ticker:
+    """A line with the share done and the time left, at most every five seconds."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.began, self.last = what, time.monotonic(), 0.0
+
+    def show(self, done: int, total: int) -> None:
+        """Say how far it is."""
+        now = time.monotonic()
+        if now - self.last < 5.0 or not done:
+            return
+        self.last = now
+        left = (now - self.began) * (total - done) / done
+        print(f"{self.what}: {100 * done // total} %, faltan {left:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
