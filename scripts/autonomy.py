@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import torch
 from elchat.autonomy import Autonomy, store
 from elchat.errors import DataError, ElchatError
 from elchat.lab import ablation, cost, texts
+from elchat.training import mood_data
+from elchat.training.mood import MoodRecipe, train_mood
 from elchat.weights import LoadedModel, load_model
 
 Arguments = argparse.Namespace
@@ -34,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--spanish", type=Path, help="texto español con el que medir")
     parser.add_argument("--english", type=Path, help="texto inglés con el que medir")
     parser.add_argument("--tokens", type=int, help="tokens por idioma")
+    parser.add_argument("--conversations", type=int, default=240, help="con las que se entrena")
+    parser.add_argument("--stage", type=int, choices=[0, 1], default=0, help="1: también lo libre")
+    parser.add_argument("--shuffled", action="store_true", help="control: etiquetas barajadas")
     parser.add_argument("--label", default="", help="nombre de la medición, para comparar")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", dest="as_json")
@@ -100,9 +106,32 @@ def run_cost(args: Arguments) -> tuple[Any, str]:
     return facts, "\n".join(lines) if not args.as_json else ""
 
 
+def run_train(args: Arguments) -> tuple[Any, str]:
+    """Train a mood on the frozen model and write it beside it."""
+    loaded, autonomy, folder = open_model(args)
+    talks = mood_data.compose(args.conversations, seed=args.seed)
+    recipe = MoodRecipe(
+        max_tokens=args.tokens or 40_000, stage=args.stage, seed=args.seed, shuffled=args.shuffled
+    )
+    trained = train_mood(
+        loaded,
+        talks,
+        recipe,
+        root=folder / "autonomy_checkpoints",
+        log=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    assert trained is not None
+    autonomy.mood, report = trained
+    autonomy.settings = replace(autonomy.settings, mood_gain=1.0)
+    facts = {"recipe": asdict(recipe), "report": vars(report), "conversations": len(talks)}
+    store.save(autonomy, folder, model_path=args.model, notes={"training": facts})
+    return facts, f"Ánimo entrenado y escrito en {folder}: {report.tokens} tokens."
+
+
 ACTIONS: dict[str, Callable[[Arguments], tuple[Any, str]]] = {
     "ablate": run_ablate,
     "cost": run_cost,
+    "train": run_train,
 }
 
 

@@ -16,10 +16,12 @@ from typing import Any, Literal
 import torch
 
 from elchat import checkpoint as checkpoints
+from elchat.autonomy.training_knobs import TrainingKnobs
 from elchat.config import CheckpointSection, EvaluationSection, StageSection, TrainingSection
-from elchat.data.loader import Batch, PackedLoader
+from elchat.data.loader import Batch, Inputs, PackedLoader
 from elchat.errors import TrainingError
 from elchat.gpt import GPT
+from elchat.hooks import LayerHook
 from elchat.training import rng
 from elchat.training.device import out_of_memory_as_none
 from elchat.training.guard import Guard, Verdict
@@ -49,6 +51,7 @@ class Job:
         reload_initial: the state dict the stage began with (a rollback before any checkpoint).
         before: bits per byte of those weights where they are already known.
         eval_seconds: how long measuring is expected to take, until it has been timed.
+        knobs: stochastic depth and noise while training, or None.
     """
 
     stage: Literal["cpt", "sft"]
@@ -65,6 +68,7 @@ class Job:
     reload_initial: Callable[[], dict[str, torch.Tensor]]
     before: dict[str, float] | None = None
     eval_seconds: float = 0.0
+    knobs: TrainingKnobs | None = None
 
 
 @dataclass
@@ -192,12 +196,26 @@ class Loop:
             part = batch.part(slice(start, start + plan.micro_batch_rows), device)
             with plan.compute.autocast():
                 hidden = self.model.hidden(
-                    part.ids, positions_BT=part.positions, segments_BT=part.segments
+                    part.ids,
+                    positions_BT=part.positions,
+                    segments_BT=part.segments,
+                    hook=self._knobs(part, start),
                 )
                 loss = summed_cross_entropy(hidden, self.model.head_weight_VC, part.targets)
             (loss / max(batch.n_targets, 1)).backward()
             total += loss.detach()
         return float(total)
+
+    def _knobs(self, part: Inputs, first_row: int) -> LayerHook | None:
+        if self.job.knobs is None:
+            return None
+        return self.job.knobs.hook(
+            part.targets,
+            part.segments,
+            step=self.progress.step,
+            first_row=first_row,
+            progress=self.job.plan.timeline.progress(self.progress.step),
+        )
 
     def _halve_micro_batch(self) -> None:
         plan = self.job.plan
