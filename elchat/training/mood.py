@@ -3,7 +3,7 @@
 Stage 0 teaches the eight named axes, stage 1 adds the free dimensions. The reply's style is the
 mood's value, and the text must become likelier under it than under none or another's:
 
-mood's value, and the text must become likelier under it than under none or another one:
+    loss = NLL(reply | mood) + margin + 0.01 · |film|²    (+ KL, words, contrast in stage 1)
 
 Half of the examples lose their earlier turns, so that the mood and not the transcript must tell;
 15 % get no mood at all, so that off stays natural. Nothing of the backbone changes: the low layers

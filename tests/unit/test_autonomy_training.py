@@ -189,7 +189,7 @@ def loaded():
 def test_training_leaves_the_backbone_alone_and_moves_the_mood(loaded):
     """The film moves and lowers the loss, the backbone does not move, free dimensions are silent."""
     before = {k: v.clone() for k, v in loaded.model.state_dict().items()}
-    recipe = MoodRecipe(max_tokens=5000, batch_tokens=500, learning_rate=1e-2)
+    recipe = MoodRecipe(max_tokens=6000, batch_tokens=300, learning_rate=1e-2)
     mood, report = train_mood(loaded, compose(12, seed=1), recipe)
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(value, before[name])
@@ -200,7 +200,7 @@ def test_training_leaves_the_backbone_alone_and_moves_the_mood(loaded):
 
 
 def test_stage_one_opens_the_free_dimensions(loaded):
-    recipe = MoodRecipe(max_tokens=3000, batch_tokens=600, learning_rate=1e-2, stage=1)
+    recipe = MoodRecipe(max_tokens=3000, batch_tokens=300, learning_rate=1e-2, stage=1)
     mood, report = train_mood(loaded, compose(12, seed=1), recipe)
     assert mood.film[..., len(AXES) :].abs().max() > 0
     assert "bits" in report.curve[-1]
@@ -208,7 +208,7 @@ def test_stage_one_opens_the_free_dimensions(loaded):
 
 def test_resuming_equals_not_having_stopped(loaded, tmp_path):
     talks = compose(10, seed=2)
-    recipe = MoodRecipe(max_tokens=4000, batch_tokens=500, save_every_steps=100)
+    recipe = MoodRecipe(max_tokens=2000, batch_tokens=250, save_every_steps=100)
     whole, _ = train_mood(loaded, talks, recipe)
     polls = iter([False] * 4 + [True] * 99)
     root = tmp_path / "m"
@@ -220,7 +220,7 @@ def test_resuming_equals_not_having_stopped(loaded, tmp_path):
 
 def test_all_turns_at_once_equal_one_turn_at_a_time(loaded):
     """Films gathered by turn in one pass are those of each turn's own mood."""
-    mood, _ = train_mood(loaded, compose(8, seed=2), MoodRecipe(max_tokens=2000, batch_tokens=500))
+    mood, _ = train_mood(loaded, compose(8, seed=2), MoodRecipe(max_tokens=500, batch_tokens=250))
     moods = torch.randn(1, 3, 64)
     turns = torch.tensor([[0, 0, 1, 1, 2, 2]])
     hook = TurnFilms(mood, moods, turns)
