@@ -175,9 +175,12 @@ class AutonomySection(Section):
 
     enabled: bool = Field(True, description="false apaga toda la autonomía: el modelo, tal cual")
     edition: Literal["frozen", "full"] = Field(
-        "full", description="frozen no toca los pesos base; full los entrena con la autonomía puesta"
+        "full",
+        description="frozen no toca los pesos base; full los entrena con la autonomía puesta",
     )
-    max_skips: int = Field(2, ge=0, le=8, description="Capas que una respuesta se salta, como mucho")
+    max_skips: int = Field(
+        2, ge=0, le=8, description="Capas que una respuesta se salta, como mucho"
+    )
     noise_refresh: Share = Field(0.1, description="Parte del ruido que cambia en cada token")
     mood_gain: float = Field(1.0, ge=0.0, le=3.0, description="Fuerza del ánimo; 0 no se nota")
     mood_tokens: PositiveInt = Field(

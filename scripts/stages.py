@@ -28,6 +28,7 @@ from elchat.training.loop import Job, Loop
 from elchat.training.plan import StagePlan, make_plan
 from elchat.training.reporter import Reporter
 from elchat.weights import LoadedModel, load_model, save_hf
+from scripts import autonomy_stages
 
 TrainedStage = Literal["cpt", "sft"]
 HELD_OUT_LANGUAGES = ("es", "en")
@@ -75,11 +76,12 @@ def run_data(worker: Worker) -> None:
     base_path = hub.fetch_base(config.model.base, config.model.start, progress=reporter.log)
     loaded = load_model(base_path, dtype=torch.bfloat16)
     check_contexts(config, loaded)
-    warn_of_idle_keys(worker)
+    autonomy = autonomy_stages.find_skippable(loaded, config, reporter)
+    loaded.model.bfloat16()
     sets = {}
     for stage in enabled_stages(config):
         sets[stage] = str(prepare_shards(worker, stage, loaded).path)
-    worker.finish("data", base_path=str(base_path), shards=sets)
+    worker.finish("data", base_path=str(base_path), shards=sets, **autonomy)
 
 
 def run_training(worker: Worker, stage: TrainedStage) -> None:
@@ -128,6 +130,7 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
                 should_stop=worker.reporter.should_stop,
             ),
             reload_initial=functools.partial(initial_state, worker, previous),
+            knobs=autonomy_stages.knobs_of(config, stage, model, skippable(worker)),
             **known_scores(worker, stage),
         )
     ).run()
@@ -168,6 +171,25 @@ def run_export(worker: Worker) -> None:
     worker.finish("export", outputs=outputs)
 
 
+def run_mood(worker: Worker) -> None:
+    """Teach a mood to the exported model, whose weights stay as they are; write it beside them."""
+    loaded = load_model(worker.run.model_path, dtype=torch.float32)
+    taught = autonomy_stages.teach_mood(
+        loaded,
+        worker.config,
+        worker.reporter,
+        worker.run.checkpoints_path / "mood",
+        skippable(worker),
+    )
+    if taught is None:
+        raise Stopped
+    autonomy, training = taught
+    notes = {"training": training, "ablation": worker.facts("data").get("ablation")}
+    written = autonomy_stages.write(autonomy, worker.run.model_path, notes)
+    outputs = {str(path.relative_to(worker.run.path)): sha256_file(path) for path in written}
+    worker.finish("mood", outputs=outputs)
+
+
 def run_report(worker: Worker) -> None:
     """Write report.md and the manifest of the run's artifacts."""
     path = worker.run.path / "report.md"
@@ -178,6 +200,8 @@ def run_report(worker: Worker) -> None:
     }
     report.write(path, worker.run, worker.config, facts, manifests)
     files = {path.name: sha256_file(path), **facts["export"]["outputs"]}
+    if autonomy_stages.is_on(worker.config):
+        files |= worker.facts("mood")["outputs"]
     write_json(worker.run.path / "manifest.json", {"files": files})
     worker.finish("report", outputs={path.name: files[path.name]})
 
@@ -188,6 +212,7 @@ STAGES: dict[str, Callable[[Worker], None]] = {
     "sft": functools.partial(run_training, stage="sft"),
     "eval": run_eval,
     "export": run_export,
+    "mood": run_mood,
     "report": run_report,
 }
 
@@ -200,6 +225,8 @@ def walk(worker: Worker, only: str | None = None) -> None:
         ElchatError: a stage failed; those before it stay finished.
     """
     skipped = {"cpt", "sft"} - set(enabled_stages(worker.config))
+    if not autonomy_stages.is_on(worker.config):
+        skipped.add("mood")
     for stage, run_stage in STAGES.items():
         if stage in skipped or (only is not None and stage != only):
             continue
@@ -251,16 +278,9 @@ def check_contexts(config: Config, loaded: LoadedModel) -> None:
             )
 
 
-def warn_of_idle_keys(worker: Worker) -> None:
-    """Say which autonomy keys are set; training does not act on them yet."""
-    training = worker.config.training
-    keys = ("stochastic_depth", "noise_scale", "mood_dim", "stochastic_temp_var")
-    idle = [key for key in keys if getattr(training, key)]
-    if idle:
-        worker.reporter.log(
-            f"[data] AVISO: {', '.join(idle)} todavía no actúan en esta versión; "
-            "el modelo se entrena sin ellas."
-        )
+def skippable(worker: Worker) -> list[int]:
+    """Layers that may be skipped, as the data stage found them."""
+    return list(worker.facts("data").get("skippable", []))
 
 
 def prepare_shards(worker: Worker, stage: TrainedStage, loaded: LoadedModel) -> ShardSet:

@@ -171,6 +171,7 @@ class Conversation:
         has_tool_results: bool = False,
         must_answer: bool = False,
         settings: Settings | None = None,
+        seed: int | None = None,
     ) -> Turn:
         """The hook of the next turn.
 
@@ -183,6 +184,7 @@ class Conversation:
             has_tool_results: the prompt ends with results to be told.
             must_answer: no silence and no "no lo sé" this time.
             settings: knobs for this turn alone.
+            seed: of this turn's dice alone; the conversation's where None.
         """
         if not turn_starts:
             raise DataError("Un turno necesita saber dónde empieza.")
@@ -198,6 +200,7 @@ class Conversation:
             self,
             chosen,
             number=len(self.records),
+            dice=self.dice if seed is None else replace(self.dice, seed=seed),
             roll=self.roll,
             turn_start=turn_starts[-1],
             reply_start=reply_start,
@@ -215,7 +218,8 @@ class Conversation:
             if index < 0:
                 continue
             record = self.records[index]
-            make = partial(self.effects_of, record.settings, address(record), record.mood)
+            dice = replace(self.dice, seed=record.seed)
+            make = partial(self.effects_of, record.settings, address(record), record.mood, dice)
             tail = record.tail
             if tail is None:
                 tail = max(0, end - start - record.n_prompt)
@@ -224,7 +228,7 @@ class Conversation:
         return spans
 
     def appraise(
-        self, states_TC: Tensor, settings: Settings, turn: int
+        self, states_TC: Tensor, settings: Settings, dice: Dice, turn: int
     ) -> tuple[Vector | None, Vector | None, Tensor | None, float]:
         """The mood this turn's low-layer states lead to; nothing is kept here.
 
@@ -244,7 +248,7 @@ class Conversation:
             if not (settings.is_mood_frozen or self.is_exact):
                 own = None if before is None or before.own is None else before.own
                 own_M = torch.zeros_like(user_M) if own is None else torch.from_numpy(own)
-                xi = self.dice.normals(Stream.MOOD, model.shape.dim, turn=turn)
+                xi = dice.normals(Stream.MOOD, model.shape.dim, turn=turn)
                 mu = model.drift(vector, user_M, own_M, surprise)
                 vector = model.settle(mu, torch.from_numpy(xi).float())
         return vector.numpy().copy(), user_M.numpy(), user_C, float(surprise)
@@ -257,13 +261,15 @@ class Conversation:
         with torch.no_grad():
             return model.own(model.standardise(mean_C)).numpy()
 
-    def effects_of(self, settings: Settings, turn: int, mood: Vector | None) -> ReplyEffects:
+    def effects_of(
+        self, settings: Settings, turn: int, mood: Vector | None, dice: Dice | None = None
+    ) -> ReplyEffects:
         """What acts during a turn, a function of its knobs, its address in the dice and mood."""
-        autonomy, film = self.autonomy, None
+        autonomy, film, dice = self.autonomy, None, dice or self.dice
         if autonomy.mood is not None and mood is not None and settings.mood_gain:
             film = autonomy.mood.film_L3C(torch.from_numpy(mood), settings.mood_gain)
         skipped = draw_skips(
-            self.dice,
+            dice,
             turn,
             p_max=settings.stochastic_depth,
             skippable=autonomy.skippable,
@@ -273,7 +279,7 @@ class Conversation:
         noise = None
         if settings.noise_scale:
             noise = ReplyNoise(
-                self.dice,
+                dice,
                 turn,
                 scale=settings.noise_scale,
                 refresh=settings.noise_refresh,
@@ -446,7 +452,7 @@ class Conversation:
         skipped = ", ".join(map(str, last.skipped)) or "ninguna"
         warmth = "sin sortear" if last.temperature is None else f"{last.temperature:.3f}"
         return (
-            f"semilla {self.dice.seed}, turno {last.turn}, tirada {last.roll}: capas saltadas "
+            f"semilla {last.seed}, turno {last.turn}, tirada {last.roll}: capas saltadas "
             f"{skipped}; temperatura {warmth}; ruido {last.settings.noise_scale:g}"
         )
 

@@ -23,7 +23,7 @@ class TurnRecord:
 
     Attributes:
         turn: number within the conversation.
-        roll: how many times its dice were thrown again.
+        seed, roll: of its dice, and how many times they were thrown again.
         settings: the knobs in force.
         mood, user, own: the mood it had; the user's turn and the reply as the mood's cell sees
             them, [M]. None without a mood, own also when nothing was written.
@@ -36,6 +36,7 @@ class TurnRecord:
     """
 
     turn: int
+    seed: int
     roll: int
     settings: Settings
     mood: Vector | None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,7 @@ def run_replay(replay: Replay, autonomy: Autonomy, run: Run) -> Outcome:
         talk.settings = record.settings
         talk.pinned, talk.is_exact, talk.roll = record.pinned, record.is_exact, record.roll
         messages.append({"role": "user", "content": exchange.user})
+        talk.dice = replace(talk.dice, seed=record.seed)
         reply = run(list(messages), exchange.params, talk)
         messages.append({"role": "assistant", "content": reply})
         outcome.replies.append(reply)

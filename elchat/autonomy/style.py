@@ -29,8 +29,8 @@ def style(text: str) -> NDArray[np.float32]:
     True
     """
     flat = flatten(text)
-    score = {axis: _count(axis, "+", flat) - _count(axis, "-", flat) for axis in AXES}
-    score = {axis: PER_CUE * value for axis, value in score.items()}
+    cues = {axis: _count(axis, "+", flat) - _count(axis, "-", flat) for axis in AXES}
+    score = {axis: PER_CUE * value for axis, value in cues.items()}
     score["arousal"] += PER_MARK * min(text.count("!"), 3)
     score["curiosity"] += PER_MARK * min(text.count("?"), 3)
     words = len(flat.split())

@@ -15,7 +15,7 @@ from elchat.autonomy.records import TurnRecord, Vector
 from elchat.autonomy.settings import Settings
 from elchat.autonomy.temperature import draw_temperature
 from elchat.hooks import Decision, LayerEffect, LayerHook, RowEffects
-from elchat.philox import Stream
+from elchat.philox import Dice, Stream
 
 if TYPE_CHECKING:
     from elchat.autonomy.conversation import Conversation
@@ -35,6 +35,7 @@ class Turn:
         settings: Settings,
         *,
         number: int,
+        dice: Dice,
         roll: int,
         turn_start: int,
         reply_start: int,
@@ -46,7 +47,7 @@ class Turn:
         self.conversation, self.autonomy, self.settings = conversation, autonomy, settings
         self.number, self.roll, self.text = number, roll, text
         self.has_tool_results = has_tool_results
-        self.dice = conversation.dice
+        self.dice = dice
         self.turn = number + (roll << ROLL_BITS)
         self.turn_start, self.reply_start = turn_start, reply_start
         self.appraisal_layers = autonomy.appraisal_layers
@@ -79,7 +80,7 @@ class Turn:
         is_first_token_there = self.turn_start == 0 and len(states_TC) > 1
         states_TC = states_TC[1:] if is_first_token_there else states_TC
         self.mood, self._user, self._user_C, self._surprise = self.conversation.appraise(
-            states_TC, self.settings, self.turn
+            states_TC, self.settings, self.dice, self.turn
         )
 
     def decide(self, middle_C: Tensor, top_C: Tensor, logits_V: Tensor) -> Decision:
@@ -128,7 +129,9 @@ class Turn:
     def reply_effects(self) -> ReplyEffects:
         """Mood, mask and noise of this turn; drawn at the first need, after the appraisal."""
         if self._effects is None:
-            self._effects = self.conversation.effects_of(self.settings, self.turn, self.mood)
+            self._effects = self.conversation.effects_of(
+                self.settings, self.turn, self.mood, self.dice
+            )
         return self._effects
 
     @property
@@ -188,6 +191,7 @@ class Turn:
             own = self.conversation.see_own(self._own_sum_C / self._n_written)
         return TurnRecord(
             turn=self.number,
+            seed=self.dice.seed,
             roll=self.roll,
             settings=self.settings,
             mood=self.mood,

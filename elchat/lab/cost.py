@@ -1,7 +1,7 @@
 """What each knob costs, in nats per token of held-out text, with document-bootstrap intervals.
 
-Each document is read as one turn: its first tokens as the prompt (full depth, no noise), the rest as
-the reply, with the draws of a conversation of its own. 0 must come out as exactly 0.
+Each document is read as one turn: its first tokens as the prompt (full depth, no noise), the rest
+as the reply, with the draws of a conversation of its own. 0 must come out as exactly 0.
 """
 
 from __future__ import annotations

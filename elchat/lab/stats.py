@@ -44,7 +44,7 @@ def ratio_bootstrap(
 
 def mean_bootstrap(values_N: Sequence[float], *, seed: int = 0) -> Estimate:
     """A mean, resampling its items."""
-    return ratio_bootstrap(values_N, np.ones(len(values_N)), seed=seed)
+    return ratio_bootstrap(values_N, [1.0] * len(values_N), seed=seed)
 
 
 def slope(x_N: NDArray[np.float64], y_N: NDArray[np.float64]) -> float:

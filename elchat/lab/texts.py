@@ -42,6 +42,7 @@ def read_documents(
     Raises:
         DataError: there is no document long enough.
     """
+    per_document = min(per_document, loaded.model.config.max_positions)
     source = SourceSection(path=str(path), language="any")
     texts = [document.text[: per_document * 8] for document in iter_documents(source, kind="cpt")]
     encoded = [[*loaded.doc_prefix_ids, *ids] for ids in loaded.tokenizer.encode_batch(texts)]

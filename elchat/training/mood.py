@@ -27,6 +27,7 @@ from torch import Tensor
 
 from elchat import checkpoint as checkpoints
 from elchat.autonomy.mood import AXES, Mood, MoodShape
+from elchat.errors import DataError
 from elchat.gpt import GPT
 from elchat.hooks import Film, LayerEffect
 from elchat.philox import Dice, Stream
@@ -42,6 +43,7 @@ from elchat.training.optim import (
 from elchat.weights import LoadedModel
 
 IGNORED = -100
+LONGEST_TOKENS, FEWEST_CONVERSATIONS = 1024, 8
 LABEL_SHARE, CELL_SHARE = 0.7, 0.15  # the rest of the turns get no mood at all
 LABEL_NOISE = 0.2
 SWAP_EVERY, SWAP_MARGIN = 4, 0.02
@@ -61,8 +63,8 @@ class MoodRecipe:
     """
 
     max_tokens: int = 60_000
-    batch_tokens: int = 512
-    learning_rate: float = 1.5e-3
+    batch_tokens: int = 320
+    learning_rate: float = 3e-3
     dim: int = 64
     stage: int = 0
     seed: int = 0
@@ -153,6 +155,10 @@ class _MoodTrainer:
         self.recipe, self.root, self.log, self.should_stop = recipe, root, log, should_stop
         self.dice = Dice(recipe.seed, "ánimo")
         self.vocab = loaded.tokenizer.vocab_size
+        limit = min(LONGEST_TOKENS, self.model.config.max_positions)
+        encoded = [encode(c, loaded.chat, group=0) for c in conversations]
+        fitting = [c for c, e in zip(conversations, encoded, strict=True) if len(e.ids) <= limit]
+        conversations = require_enough(fitting)
         self.whole = [encode(c, loaded.chat, group=i) for i, c in enumerate(conversations)]
         self.singles = [
             encode([turn], loaded.chat, group=i, first=j)
@@ -387,6 +393,20 @@ class _MoodTrainer:
         self.report = MoodReport(**found.meta["report"])
         self.log(f"[ánimo] continúa desde el paso {found.step}")
         return found.step
+
+
+def require_enough(conversations: list[Sequence[Exchange]]) -> list[Sequence[Exchange]]:
+    """The same, if there are enough of them to learn from and to judge by.
+
+    Raises:
+        DataError: there are not.
+    """
+    if len(conversations) < FEWEST_CONVERSATIONS:
+        raise DataError(
+            f"Para enseñar el ánimo quedan {len(conversations)} conversaciones que caben en el "
+            f"contexto del modelo y hacen falta {FEWEST_CONVERSATIONS}: usa un modelo de más contexto."
+        )
+    return conversations
 
 
 class _Trained(torch.nn.Module):

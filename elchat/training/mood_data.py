@@ -23,6 +23,7 @@ BANKS = Path(__file__).resolve().parents[2] / "datos/autonomia/estilos.json"
 TAU_TURNS = 5.0  # of the hidden temper: the designed one, half of it gone after 3.5 turns
 EVENT_SHARE = 0.45
 NUDGE = 0.25  # spread of the temper's own wandering, per turn
+NEUTRAL_WEIGHT = 0.3  # plain replies teach no axis: fewer of them
 SHARPNESS = 2.0  # how strictly the nearest style is taken
 
 
@@ -69,6 +70,7 @@ def _conversation(banks: Mapping[str, Any], generator: np.random.Generator) -> l
             temper = temper + axes_vector(banks["sucesos"][event]["empuje"])
         distance = ((prototypes - temper) ** 2).sum(1)
         weights = np.exp(-SHARPNESS * (distance - distance.min()) / 2)
+        weights[names.index("neutro")] *= NEUTRAL_WEIGHT
         name = names[int(generator.choice(len(names), p=weights / weights.sum()))]
         turns.append(_exchange(banks, event, name, temper, generator))
     return turns

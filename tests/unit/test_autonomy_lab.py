@@ -1,4 +1,4 @@
-"""The measuring instruments: an ear independent of the labels, intervals that cover, honest ablation."""
+"""The measuring instruments: an ear apart from the labels, intervals that cover, ablation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_the_scorer_shares_no_three_words_running_with_what_the_mood_is_trained_
         return {tuple(said[i : i + 3]) for i in range(len(said) - 2)}
 
     banks = read_banks()
-    texts = [t for style in banks["estilos"].values() for k in ("aperturas", "cierres") for t in style[k]]
+    texts = [
+        t for style in banks["estilos"].values() for k in ("aperturas", "cierres") for t in style[k]
+    ]
     texts += [t for q in banks["preguntas"] for t in q]
     texts += [t for event in banks["sucesos"].values() for t in event["respuestas"]]
     trained = set().union(*(runs(text) for text in texts))
@@ -64,7 +66,9 @@ def test_a_document_bootstrap_covers_the_truth():
 
 def test_a_permutation_test_is_honest_under_the_null_and_sees_an_effect():
     generator = np.random.default_rng(1)
-    null = [stats.paired_permutation_p(generator.normal(size=30), seed=i, n=1000) for i in range(60)]
+    null = [
+        stats.paired_permutation_p(generator.normal(size=30), seed=i, n=1000) for i in range(60)
+    ]
     assert 0 <= np.mean(np.array(null) < 0.05) <= 0.15
     assert stats.paired_permutation_p(generator.normal(size=30) + 1.5) < 0.001
 

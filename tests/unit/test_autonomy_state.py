@@ -22,6 +22,7 @@ from elchat.autonomy.replay import (
     save_replay,
 )
 from elchat.autonomy.silence import Head
+from elchat.autonomy.terminal import TerminalMood
 from elchat.errors import DataError, ModelError
 from elchat.lab.decoder import Sampling
 from elchat.model_config import GPTConfig
@@ -392,3 +393,39 @@ def test_a_model_without_autonomy_files_has_the_other_knobs(tmp_path):
     assert talk.turn(5, [0], text="hola").effects(0) is not None
     with pytest.raises(DataError, match="no tiene estado de ánimo"):
         talk.set_axis("valence", 0.1)
+
+
+# --- the terminal --------------------------------------------------------------------------------
+
+
+def test_the_terminal_sets_shows_and_refuses_moods():
+    talk = toys.autonomy().open(seed=1)
+    mood = TerminalMood(talk, lambda ids: "hola")
+    assert "agrado +0.70" in mood.change("alegre")
+    assert "calidez -0.50" in mood.change("calidez -0,5")
+    assert "ganancia 2" in mood.change("ganancia 2")
+    assert "congelado" in mood.change("congela")
+    assert "congelado" not in mood.change("suelta")
+    mood.change("casa")
+    assert talk.vector == pytest.approx(talk.autonomy.mood.home.numpy())
+    for wish in ("alegrísimo", "calidez mucho", "calidez 7", "ganancia 99"):
+        before = talk.state()
+        with pytest.raises(DataError) as caught:
+            mood.change(wish)
+        assert "\n" not in str(caught.value)
+        assert talk.state() == before
+    assert "/humor" in mood.describe()
+
+
+def test_a_seed_of_one_turn_is_kept_with_the_turn(gpt):
+    """Effects of a past turn are recomputed from its own dice, not the conversation's."""
+    autonomy = replace(toys.autonomy(), volition=None)
+    line = toys.Talk(gpt, autonomy.open(toys.ALL_ON, seed=1))
+    line.say(toys.user_turn(1), seed=77)
+    lived = line.talk.records[0]
+    hook = line.talk.turn(line.ids, [0, len(line.ids)], text="hola", seed=78)
+    assert (lived.seed, hook.dice.seed) == (77, 78)
+    effects = hook._history[0].effects
+    assert effects.skipped == lived.skipped
+    other = line.talk.effects_of(lived.settings, 0, lived.mood)
+    assert not np.array_equal(effects.noise(1), other.noise(1))

@@ -187,7 +187,7 @@ def loaded():
 
 
 def test_training_leaves_the_backbone_alone_and_moves_the_mood(loaded):
-    """The film moves and lowers the loss, the backbone does not move, free dimensions are silent."""
+    """The film moves and lowers the loss, the backbone stays, free dimensions are silent."""
     before = {k: v.clone() for k, v in loaded.model.state_dict().items()}
     recipe = MoodRecipe(max_tokens=6000, batch_tokens=300, learning_rate=1e-2)
     mood, report = train_mood(loaded, compose(12, seed=1), recipe)
