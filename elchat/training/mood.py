@@ -404,7 +404,7 @@ def require_enough(conversations: list[Sequence[Exchange]]) -> list[Sequence[Exc
     if len(conversations) < FEWEST_CONVERSATIONS:
         raise DataError(
             f"Para enseñar el ánimo quedan {len(conversations)} conversaciones que caben en el "
-            f"contexto del modelo y hacen falta {FEWEST_CONVERSATIONS}: usa un modelo de más contexto."
+            f"contexto del modelo y hacen falta {FEWEST_CONVERSATIONS}: usa uno de más contexto."
         )
     return conversations
 
