@@ -1,23 +1,33 @@
 """Encode MB/s and training time of rustbpe against tiktoken, tokenizers, bpe-qwen and rustbpe.
 
     python benchmarks/bench_tokenizer.py --corpus DIR --tokenizer TOKENIZER_JSON
-        [--mb 16] [--rounds 3] [--threads 1 2] [--train-mb 50] [--peers ...] [--skip-train]
+        [--mb 16] [--rounds 5] [--threads 1 2] [--train-mb 50] [--peers ...]
+        [--skip-train | --skip-encode] [--memory-mb 100]
 
 DIR holds *.jsonl.gz or *.jsonl with a "text" key. Three texts: `prosa`, documents taken evenly from
 DIR; `código`, the Python sources of this interpreter; `mezcla`, one of each in turn. Every
-measurement is a fresh process that encodes the text once, caches cold; peers take turns. The
-tokenizer has to be one that all of them can follow (Qwen2.5). Prints a table and, last, one JSON
-object. Peers that are not installed are left out: pip install tiktoken bpe-qwen rustbpe.
+measurement is a fresh process that encodes the text once, caches cold. In every round all peers
+take their turn, each round beginning with another, and a ratio is taken within its round: noise
+that lasts longer than a round cancels out. Ratios are medians with their lowest and highest. The
+limit is a copy of the bytes and a look at each of them. `--memory-mb` measures the peak of a
+process that encodes the lines of a file of that size in one call on two threads, 0 skips it.
+The tokenizer
+has to be one that all of them can follow (Qwen2.5). Prints a table and, last, one JSON object.
+Peers that are not installed are left out: pip install tiktoken bpe-qwen rustbpe.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import hashlib
+import importlib
+import itertools
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -25,7 +35,6 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +54,14 @@ def main() -> int:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--mb", type=float, default=16)
     parser.add_argument("--train-mb", type=float, default=50)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--peers", nargs="+", default=[])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--skip-train", action="store_true")
+    parser.add_argument("--skip-encode", action="store_true")
+    parser.add_argument("--memory-mb", type=float, default=100)
+    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -58,12 +70,42 @@ def main() -> int:
     load_before = os.getloadavg()
     cells = list(plan(arguments))
     results: dict[tuple[str, ...], list[dict[str, Any]]] = {cell: [] for cell in cells}
-    for _ in range(arguments.rounds):
-        for cell in cells:
-            results[cell].append(run_one(cell))
-            print(*cell, results[cell][-1], file=sys.stderr)
-    show(results, arguments, load_before)
+    with tempfile.TemporaryDirectory() as folder:
+        save_texts(arguments, Path(folder))
+        for number in range(arguments.rounds):
+            for cell in turns(cells, number):
+                results[cell].append(run_one(cell, folder))
+                print(number, *cell, results[cell][-1], file=sys.stderr)
+        peak = None
+        if arguments.memory_mb:
+            peak = run_one(("memory", "elchat_bpe", "prosa", "2"), folder)
+    show(results, arguments, load_before, peak)
     return 0
+
+
+def turns(cells: list[tuple[str, ...]], number: int) -> Iterator[tuple[str, ...]]:
+    """The cells, those of one comparison together, beginning with another peer in each round."""
+    for _, group in itertools.groupby(cells, key=lambda cell: (cell[0], cell[2], cell[3])):
+        peers = list(group)
+        start = number % len(peers)
+        yield from peers[start:] + peers[:start]
+
+
+def save_texts(arguments: argparse.Namespace, folder: Path) -> None:
+    """Gather each text once, for all the processes."""
+    sizes = {} if arguments.skip_encode else dict.fromkeys(arguments.kinds, arguments.mb)
+    for kind, mb in sizes.items():
+        found = list(take(TEXTS[kind](arguments.corpus), mb))
+        n_bytes = sum(len(text.encode("utf-8")) for text in found)
+        if n_bytes < mb * 0.99e6:
+            print(f"{kind}: solo hay {n_bytes / 1e6:.1f} MB de {mb}", file=sys.stderr)
+        (folder / f"encode-{kind}.json").write_text(json.dumps(found), encoding="utf-8")
+    if not arguments.skip_train:
+        found = list(take(prose(arguments.corpus), arguments.train_mb))
+        (folder / "train-prosa.json").write_text(json.dumps(found), encoding="utf-8")
+    if arguments.memory_mb:
+        text = "\n".join(take(prose(arguments.corpus), arguments.memory_mb))
+        (folder / "memory-prosa.txt").write_text(text, encoding="utf-8")
 
 
 def plan(arguments: argparse.Namespace) -> Iterator[tuple[str, ...]]:
@@ -71,10 +113,10 @@ def plan(arguments: argparse.Namespace) -> Iterator[tuple[str, ...]]:
 
     def installed(peers: tuple[str, ...]) -> list[str]:
         chosen = [p for p in peers if not arguments.peers or p in arguments.peers]
-        return [peer for peer in chosen if util.find_spec(peer)]
+        return [peer for peer in chosen if can_import(peer)]
 
     for threads in map(str, arguments.threads):
-        for kind in arguments.kinds:
+        for kind in [] if arguments.skip_encode else arguments.kinds:
             for peer in installed(ENCODERS):
                 yield ("encode", peer, kind, threads)
         if not arguments.skip_train:
@@ -82,12 +124,23 @@ def plan(arguments: argparse.Namespace) -> Iterator[tuple[str, ...]]:
                 yield ("train", peer, "prosa", threads)
 
 
-def run_one(cell: tuple[str, ...]) -> dict[str, Any]:
+@functools.cache
+def can_import(peer: str) -> bool:
+    """Whether a peer is there and works; one that does not is named on stderr."""
+    try:
+        importlib.import_module(peer)
+    except ImportError as error:
+        print(f"sin {peer}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return False
+    return True
+
+
+def run_one(cell: tuple[str, ...], folder: str) -> dict[str, Any]:
     """Measure one cell in a process of its own."""
     threads = cell[3]
     limits = {name: threads for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS")}
     environment = os.environ | limits | {"TOKENIZERS_PARALLELISM": str(threads != "1").lower()}
-    command = [sys.executable, __file__, *sys.argv[1:], "--one", *cell]
+    command = [sys.executable, __file__, *sys.argv[1:], "--cache", folder, "--one", *cell]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -96,8 +149,9 @@ def measure(
     arguments: argparse.Namespace, task: str, peer: str, kind: str, threads: str
 ) -> dict[str, Any]:
     """Time one pass over the text."""
-    mb = arguments.mb if task == "encode" else arguments.train_mb
-    texts = list(take(TEXTS[kind](arguments.corpus), mb))
+    if task == "memory":
+        return memory(arguments)
+    texts = json.loads((arguments.cache / f"{task}-{kind}.json").read_bytes())
     n_bytes = sum(len(text.encode("utf-8")) for text in texts)
     if task == "train":
         start = time.perf_counter()
@@ -117,12 +171,25 @@ def measure(
     return result
 
 
+def memory(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Peak of this process: interpreter, vocabulary, the lines of a file, their ids."""
+    encode, _ = elchat_encode(arguments.tokenizer, 2)
+    with open(arguments.cache / "memory-prosa.txt", encoding="utf-8") as lines:
+        ids, _ = encode(lines)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    size = (arguments.cache / "memory-prosa.txt").stat().st_size
+    return {"mb": size / 1e6, "ids": len(ids), "peak_mib": round(peak, 1)}
+
+
 def scan_seconds(texts: list[str]) -> float:
     """The floor: copy the bytes once and look at each of them once."""
     data = np.frombuffer("".join(texts).encode("utf-8"), dtype=np.uint8)
-    start = time.perf_counter()
-    int(data.copy().sum(dtype=np.uint64))
-    return time.perf_counter() - start
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        int(data.copy().sum(dtype=np.uint64))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 # --- texts ---------------------------------------------------------------------------------------
@@ -311,26 +378,28 @@ def show(
     results: dict[tuple[str, ...], list[dict[str, Any]]],
     arguments: argparse.Namespace,
     load_before: tuple[float, float, float],
+    peak: dict[str, Any] | None,
 ) -> None:
-    """Medians, and how many times faster elchat_bpe is than the best of the others."""
-    medians = {cell: statistics.median(r["s"] for r in runs) for cell, runs in results.items()}
+    """Medians, and how many times faster elchat_bpe is than each of the others."""
     rows = []
-    for task, kind, threads in dict.fromkeys((c[0], c[2], c[3]) for c in results):
-        cells = {c[1]: c for c in results if (c[0], c[2], c[3]) == (task, kind, threads)}
-        others = [medians[cell] for peer, cell in cells.items() if peer != "elchat_bpe"]
-        ours = medians.get((task, "elchat_bpe", kind, threads))
-        ratio = round(min(others) / ours, 2) if others and ours else None
-        hashes = {runs[0].get("sha256") for c, runs in results.items() if c in cells.values()}
-        for peer, cell in cells.items():
-            first = results[cell][0]
-            row = {"task": task, "text": kind, "threads": int(threads), "peer": peer}
-            row |= {"s": round(medians[cell], 3), "mb_s": round(first["mb"] / medians[cell], 1)}
-            if peer == "elchat_bpe":
-                row |= {"ratio_to_best": ratio, "same_ids": len(hashes) == 1}
-                if "scan_s" in first:
-                    row["times_scan"] = round(medians[cell] / first["scan_s"], 1)
-            rows.append(row | {"sha256": first.get("sha256")})
-            print("  ".join(f"{key}={value}" for key, value in rows[-1].items()))
+    for cell, runs in results.items():
+        task, peer, kind, threads = cell
+        seconds = [run["s"] for run in runs]
+        mb = runs[0]["mb"]
+        row: dict[str, Any] = {"task": task, "text": kind, "threads": int(threads), "peer": peer}
+        row |= {"mb": round(mb, 1), "s": round(statistics.median(seconds), 3)}
+        row["mb_s"] = spread([mb / s for s in seconds])
+        ours = results.get((task, "elchat_bpe", kind, threads), [])
+        if peer != "elchat_bpe" and ours:
+            pairs = zip(runs, ours, strict=True)
+            row["elchat_times_faster"] = spread([one["s"] / own["s"] for one, own in pairs])
+            row["same_ids"] = runs[0].get("sha256") == ours[0].get("sha256")
+        if "scan_s" in runs[0]:
+            row["times_the_limit"] = spread([run["s"] / run["scan_s"] for run in runs])
+        rows.append(row)
+        print("  ".join(f"{key}={value}" for key, value in row.items()))
+    if peak:
+        print("  ".join(f"{key}={value}" for key, value in {"task": "memory", **peak}.items()))
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
@@ -344,11 +413,17 @@ def show(
                 "train_mb": arguments.train_mb,
                 "load_before": load_before,
                 "load_after": os.getloadavg(),
+                "memory": peak,
                 "rows": rows,
             },
             ensure_ascii=False,
         )
     )
+
+
+def spread(values: list[float]) -> list[float]:
+    """Median, lowest, highest."""
+    return [round(x, 2) for x in (statistics.median(values), min(values), max(values))]
 
 
 if __name__ == "__main__":

@@ -91,15 +91,16 @@ def measure_elchat(arguments: argparse.Namespace) -> dict:
     """Seconds per step of the parts the real loop is made of, in its order."""
     import torch
 
+    from elchat.config import StageSection
     from elchat.training.device import peak_memory_mib, plan_compute
     from elchat.training.loss import summed_cross_entropy
-    from elchat.training.optim import build_optimizer, set_learning_rate
+    from elchat.training.optim import build_optimizer
 
     compute = plan_compute("auto", arguments.precision, None)
     model = load(arguments)
     model.train()
-    optimizer = build_optimizer(model, weight_decay=0.0)
-    set_learning_rate(optimizer, 1e-4)
+    optimizer = build_optimizer(model, StageSection())
+    optimizer.set_learning_rate(1e-4)
     times, losses = [], []
     for ids in batches(arguments, model.config.vocab_size):
         began = time.perf_counter()
@@ -109,7 +110,7 @@ def measure_elchat(arguments: argparse.Namespace) -> dict:
         (loss / (arguments.tokens - 1)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         losses.append(float(loss) / (arguments.tokens - 1))
         times.append(time.perf_counter() - began)
     flops = model.config.train_flops_per_token(arguments.tokens) * arguments.tokens

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cli.processes import ROOT, compute_env, script_argv, script_env
+from cli.processes import ROOT, compute_env, script_env, worker_argv
 from elchat.errors import ProviderError, RunError
 from elchat.runs import Run, State, Status, is_process_alive
 
@@ -28,7 +28,8 @@ class LocalProvider:
     """See `cli.providers.Provider`.
 
     Args:
-        worker_argv: command line of the worker, the run folder is appended.
+        worker_argv: command line of the worker, the run folder is appended; by default, the one
+            the run's configuration asks for.
         first_sign_s: how long `submit` waits for the worker's first heartbeat.
         save_s: how long `stop` waits for the worker to save and end by itself.
         term_s: how long it waits after SIGTERM.
@@ -44,7 +45,7 @@ class LocalProvider:
         save_s: float = 180.0,
         term_s: float = 30.0,
     ) -> None:
-        self._worker_argv = list(worker_argv or script_argv("scripts.run"))
+        self._worker_argv = None if worker_argv is None else list(worker_argv)
         self._first_sign_s = first_sign_s
         self._save_s = save_s
         self._term_s = term_s
@@ -157,7 +158,7 @@ class LocalProvider:
                 run.update_status(pid=None, pid_started=None, outcome=None, message=None)
             with open(run.log_path, "ab") as log:
                 process = subprocess.Popen(
-                    [*self._worker_argv, str(run.path)],
+                    [*(self._worker_argv or worker_argv(run.config())), str(run.path)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

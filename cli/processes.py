@@ -13,12 +13,25 @@ import elchat
 from elchat import hardware
 from elchat.config import Config
 
+RESTARTS = 3  # times that several processes are started again by themselves
 ROOT = Path(elchat.__file__).resolve().parent.parent
 
 
 def script_argv(module: str, *args: str) -> list[str]:
     """Command line of a runnable module, with this very interpreter."""
     return [sys.executable, "-m", module, *args]
+
+
+def worker_argv(config: Config) -> list[str]:
+    """Command line of a run's worker, without its folder.
+
+    Several processes are started again from the last checkpoint when one of them dies.
+    """
+    if config.compute.processes == 1:
+        return script_argv("scripts.run")
+    count = str(config.compute.processes)
+    launcher = ("--standalone", "--nproc-per-node", count, "--max-restarts", str(RESTARTS))
+    return script_argv("torch.distributed.run", *launcher, "-m", "scripts.run")
 
 
 def script_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -43,7 +56,7 @@ def compute_env(config: Config) -> dict[str, str]:
     threads = config.compute.threads
     env: dict[str, str] = {}
     if threads is not None or "OMP_NUM_THREADS" not in os.environ:
-        count = str(threads or hardware.usable_cores())
+        count = str(threads or max(1, hardware.usable_cores() // config.compute.processes))
         env |= {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
     if config.compute.huge_pages and hardware.has_glibc():
         tunables = [os.environ.get("GLIBC_TUNABLES", ""), "glibc.malloc.hugetlb=1"]

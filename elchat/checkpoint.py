@@ -29,6 +29,7 @@ from elchat.files import (
 
 FORMAT_VERSION = 1
 MODEL_FILE, OPTIM_FILE, META_FILE = "model.safetensors", "optim.safetensors", "meta.json"
+SHARDS = "dcp"  # folder of a checkpoint that several processes wrote
 NAME = re.compile(r"^step_(\d{6,})$")
 DISK_MARGIN_BYTES = 64 << 20
 
@@ -39,7 +40,8 @@ class Checkpoint:
 
     Attributes:
         meta: what the loop stored (step, loader, guard, random states...), JSON types only.
-        optimizer: flat optimizer tensors; empty for a model-only checkpoint.
+        model, optimizer: flat tensors; a model-only checkpoint has no optimizer's, and one in
+            shards has neither: `elchat.training.sharded` reads it.
     """
 
     path: Path
@@ -47,6 +49,11 @@ class Checkpoint:
     meta: dict[str, Any]
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether several processes wrote it."""
+        return any(name.startswith(f"{SHARDS}/") for name in self.meta["files"])
 
 
 def save(
@@ -77,10 +84,24 @@ def save(
         save_file(model, folder / MODEL_FILE)
         if optimizer:
             save_file(optimizer, folder / OPTIM_FILE)
-        files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
-        body = {"format_version": FORMAT_VERSION, "step": step, "files": files, **meta}
-        write_json(folder / META_FILE, {**body, "digest": sha256_json(body)})
+        _write_meta(folder, step, meta)
     return final
+
+
+def seal(temporary: Path, final: Path, step: int, meta: dict[str, Any]) -> None:
+    """Make a folder of shards, written by several processes, a checkpoint."""
+    _write_meta(temporary, step, meta)
+    with atomic_dir(final) as folder:
+        for path in temporary.iterdir():
+            path.rename(folder / path.name)
+    temporary.rmdir()
+
+
+def _write_meta(folder: Path, step: int, meta: dict[str, Any]) -> None:
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in found}
+    body = {"format_version": FORMAT_VERSION, "step": step, "files": files, **meta}
+    write_json(folder / META_FILE, {**body, "digest": sha256_json(body)})
 
 
 def load(path: Path) -> Checkpoint:
@@ -102,7 +123,7 @@ def load(path: Path) -> Checkpoint:
         path=path,
         step=meta["step"],
         meta=meta,
-        model=load_file(path / MODEL_FILE),
+        model=load_file(path / MODEL_FILE) if MODEL_FILE in meta["files"] else {},
         optimizer=load_file(path / OPTIM_FILE) if has_optimizer else {},
     )
 
@@ -147,7 +168,7 @@ def prune(root: Path, *, keep_last: int, keep: Path | None = None) -> None:
 
 def remove_leftovers(root: Path) -> None:
     """Delete temporaries of a writer that was killed."""
-    for path in root.glob(".step_*.tmp"):
+    for path in root.glob(".step_*.tmp*"):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -21,6 +21,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NAMED_AXES = 8  # of the mood: valence, arousal...
+FROZEN_PATTERN = r"^(embeddings|head|norms|layers:\d+(-\d+)?)$"
 
 
 class Section(BaseModel):
@@ -101,6 +102,24 @@ class DataSection(Section):
     cleaning: CleaningSection = CleaningSection()
 
 
+class AdapterSection(Section):
+    """Low-rank adapters: train a small part and merge it at the end."""
+
+    method: Literal["none", "lora", "dora", "qlora"] = Field(
+        "none", description="none entrena todo; lora y dora, poco; qlora, sobre una base en 8 bits"
+    )
+    rank: PositiveInt = Field(16, description="Rango de la corrección")
+    alpha: Positive = Field(32.0, description="Peso de la corrección: alpha / rank")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Entradas apagadas al azar")
+    targets: list[
+        Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    ] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="Matrices que la llevan",
+    )
+
+
 class StageSection(Section):
     """One training stage: continued pretraining (cpt) or chat tuning (sft)."""
 
@@ -116,6 +135,20 @@ class StageSection(Section):
     )
     weight_decay: float = Field(0.0, ge=0.0, description="Decaimiento de las matrices")
     clip_norm: Positive = Field(1.0, description="Norma máxima del gradiente")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: para las matrices de las capas; el resto, adamw"
+    )
+    optimizer_state: Literal["fp32", "bf16", "int8"] = Field(
+        "fp32", description="Precisión de los momentos de adamw: menos memoria con bf16 o int8"
+    )
+    adapter: AdapterSection = AdapterSection()
+    frozen: list[Annotated[str, Field(pattern=FROZEN_PATTERN)]] = Field(
+        default_factory=list,
+        description="Partes que no se entrenan: embeddings, head, norms o layers:0-7",
+    )
+    neftune_alpha: float = Field(
+        0.0, ge=0.0, le=50.0, description="Ruido en los embeddings del ajuste (NEFTune); 0, nada"
+    )
     max_epochs: Positive = Field(1.0, description="Vueltas a los datos, como mucho")
     max_tokens: PositiveInt | None = Field(
         None, description="Tope de tokens; vacío, el de las vueltas"
@@ -207,6 +240,12 @@ class EvaluationSection(Section):
 
     every_steps: PositiveInt = Field(200, description="Pasos entre mediciones de bits por byte")
     log_every_steps: PositiveInt = Field(10, description="Pasos entre líneas de registro")
+    tasks: list[str] = Field(
+        default_factory=list, description="Tareas o grupos que se miden al acabar, antes y después"
+    )
+    task_limit: PositiveInt | None = Field(
+        None, description="Preguntas de cada tarea, como mucho; vacío, todas"
+    )
     sample_prompts: list[str] = Field(
         default_factory=lambda: ["¿Quién eres?"], description="Preguntas de muestra del informe"
     )
@@ -226,6 +265,15 @@ class ComputeSection(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Dispositivo")
     threads: PositiveInt | None = Field(
         None, description="Hilos de CPU; vacío, los núcleos que haya"
+    )
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="Compilar las capas; auto lo prueba y se queda con lo más rápido"
+    )
+    processes: PositiveInt = Field(
+        1, description="Procesos que entrenan juntos: uno por GPU; 1, sin reparto"
+    )
+    sharding: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="Cada proceso con el modelo entero (ddp) o con un trozo (fsdp)"
     )
     huge_pages: bool = Field(True, description="Páginas grandes en Linux: CPU más rápida")
     gpus: list[str] = Field(default_factory=list, description="GPU candidatas, en orden")

@@ -39,12 +39,12 @@ _SCALARS = {
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 
-_TOP_NAMES = {
+TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_BLOCK_NAMES = {
+BLOCK_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -56,7 +56,7 @@ _BLOCK_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # tokenizer.ggml.token_type
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPLIT = (
     _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -154,20 +154,20 @@ def build_tokenizer_json(metadata: Mapping[str, Any], where: str) -> str:
     """
     prefix = "tokenizer.ggml."
     kind, pre = metadata.get(f"{prefix}model"), str(metadata.get(f"{prefix}pre"))
-    if kind != "gpt2" or pre not in _PRE_TOKENIZERS:
+    if kind != "gpt2" or pre not in PRE_TOKENIZERS:
         raise ModelError(
             f"El vocabulario de {where} ({kind}/{pre}) no está entre los que elchat sabe "
-            f"reconstruir ({', '.join(_PRE_TOKENIZERS)}): usa la versión en formato Hugging Face."
+            f"reconstruir ({', '.join(PRE_TOKENIZERS)}): usa la versión en formato Hugging Face."
         )
     tokens = metadata.get(f"{prefix}tokens") or []
-    types = metadata.get(f"{prefix}token_type") or [_NORMAL] * len(tokens)
+    types = metadata.get(f"{prefix}token_type") or [NORMAL] * len(tokens)
     if not tokens or len(types) != len(tokens):
         raise ModelError(f"El vocabulario de {where} está incompleto.")
     vocab = _vocab(tokens, types)
     added = [
-        _added_token(i, token, t == _CONTROL)
+        _added_token(i, token, t == CONTROL)
         for i, (token, t) in enumerate(zip(tokens, types, strict=True))
-        if t in (_CONTROL, _USER_DEFINED)
+        if t in (CONTROL, USER_DEFINED)
     ]
     byte_level = {
         "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True,
@@ -178,7 +178,7 @@ def build_tokenizer_json(metadata: Mapping[str, Any], where: str) -> str:
         "padding": None,
         "added_tokens": added,
         "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
-        "pre_tokenizer": _PRE_TOKENIZERS[pre],
+        "pre_tokenizer": PRE_TOKENIZERS[pre],
         "post_processor": _post_processor(metadata, tokens),
         "decoder": byte_level,
         "model": {
@@ -203,9 +203,9 @@ def _vocab(tokens: list[str], types: list[int]) -> dict[str, int]:
     `tokenizers` gives an added token the id this table has for it, or else the next free one after
     the table: SmolLM2's special ids 0-16 must be here, Llama's 128,000 and up must not.
     """
-    normal = [i for i, kind in enumerate(types) if kind == _NORMAL]
+    normal = [i for i, kind in enumerate(types) if kind == NORMAL]
     last = normal[-1] if normal else -1
-    wanted = (_NORMAL, _CONTROL, _USER_DEFINED)
+    wanted = (NORMAL, CONTROL, USER_DEFINED)
     return {tokens[i]: i for i in range(last + 1) if types[i] in wanted}
 
 
@@ -321,13 +321,13 @@ def _read_values(handle: Any, info: TensorInfo, path: Path) -> np.ndarray:
 
 def _hf_name(name: str) -> str | None:
     """Hugging Face name of a llama.cpp tensor; None for the ones that are tables."""
-    if name in _TOP_NAMES:
-        return _TOP_NAMES[name]
+    if name in TOP_NAMES:
+        return TOP_NAMES[name]
     if name.startswith("rope_freqs."):
         return None
     parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _BLOCK_NAMES:
-        return f"model.layers.{parts[1]}.{_BLOCK_NAMES[parts[2]]}.{parts[3]}"
+    if len(parts) == 4 and parts[0] == "blk" and parts[2] in BLOCK_NAMES:
+        return f"model.layers.{parts[1]}.{BLOCK_NAMES[parts[2]]}.{parts[3]}"
     return name  # the caller reports it as unexpected
 
 
@@ -484,7 +484,7 @@ def _split_then_bytes(numbers: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [split, byte_level]}
 
 
-_PRE_TOKENIZERS: Mapping[str, dict[str, Any]] = {
+PRE_TOKENIZERS: Mapping[str, dict[str, Any]] = {
     "smollm": {
         "type": "Sequence",
         "pretokenizers": [

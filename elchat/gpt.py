@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from elchat.attention import Segments, attend_packed
 from elchat.errors import ModelError
 from elchat.hooks import LayerEffect, LayerHook
 from elchat.model_config import GPTConfig, RopeScaling
@@ -68,14 +69,17 @@ class AttentionPlan:
 
     Attributes:
         cos_BT1D, sin_BT1D: rotation tables, broadcast over heads.
-        mask_B1TS: True where attention is allowed; None means plain causal (or a single query).
+        mask_11TS: True where attention is allowed, for all rows or ([B, 1, T, S]) for each; None
+            means plain causal (or a single query).
         is_causal: passed to SDPA when there is no mask.
+        segments: documents packed in the rows, or None.
     """
 
     cos_B1TD: Tensor
     sin_B1TD: Tensor
-    mask_B1TS: Tensor | None
+    mask_11TS: Tensor | None
     is_causal: bool
+    segments: Segments | None = None
 
 
 class RMSNorm(nn.Module):
@@ -112,14 +116,17 @@ class Attention(nn.Module):
         q = self.q_proj(x_BTC).view(b, t, self.n_heads, self.head_dim).transpose(1, 2)
         q = rotate(q, plan.cos_B1TD, plan.sin_B1TD)
         k, v = self.keys_values(x_BTC, plan, cache, layer)
-        y_BHTD = F.scaled_dot_product_attention(
-            q,
-            k,
-            v.to(q.dtype),
-            attn_mask=plan.mask_B1TS,
-            is_causal=plan.is_causal,
-            enable_gqa=self.n_heads != self.n_kv_heads,
-        )
+        if plan.segments is not None:
+            y_BHTD = attend_packed(q, k, v.to(q.dtype), plan.segments)
+        else:
+            y_BHTD = F.scaled_dot_product_attention(
+                q,
+                k,
+                v.to(q.dtype),
+                attn_mask=plan.mask_11TS,
+                is_causal=plan.is_causal,
+                enable_gqa=self.n_heads != self.n_kv_heads,
+            )
         return self.o_proj(y_BHTD.transpose(1, 2).reshape(b, t, -1))
 
     def keys_values(
@@ -245,7 +252,8 @@ class GPT(nn.Module):
         ids_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        segments_BT: Tensor | None = None,
+        segments: Segments | None = None,
+        mask_BTS: Tensor | None = None,
         cache: KVCache | None = None,
         hook: LayerHook | None = None,
     ) -> Tensor:
@@ -254,15 +262,19 @@ class GPT(nn.Module):
         Args:
             ids_BT: token ids.
             positions_BT: RoPE positions; default continues the cache.
-            segments_BT: packing: a token attends only to its own segment's past. None is faster
+            segments: packing: a token attends only to its own segment's past. None is faster
                 where no row holds two. Not with a cache.
+            mask_BTS: True where a new token may look at a cached or new one, instead of the causal
+                mask: a tree of continuations in one row, or padding in front of a row.
             cache: keys and values of earlier tokens; extended in place.
             hook: autonomy, or None for the plain model.
 
         Raises:
             ModelError: the sequence is longer than the cache or the model's context.
         """
-        plan = self.plan(ids_BT, positions_BT=positions_BT, segments_BT=segments_BT, cache=cache)
+        plan = self.plan(
+            ids_BT, positions_BT=positions_BT, segments=segments, mask_BTS=mask_BTS, cache=cache
+        )
         x_BTC = self.model.embed_tokens(ids_BT)
         x_BTC = self.run_layers(x_BTC, plan, range(self.config.n_layers), cache=cache, hook=hook)
         if cache is not None:
@@ -286,10 +298,12 @@ class GPT(nn.Module):
         """
         for i in layers:
             block, effect = self.model.layers[i], None if hook is None else hook.effect(i)
-            if self.uses_activation_checkpointing and self.training:
-                x_BTC = checkpoint(block, x_BTC, plan, None, i, effect, use_reentrant=False)
-            else:
+            if cache is not None:
                 x_BTC = block(x_BTC, plan, cache, i, effect)
+            elif self.uses_activation_checkpointing and self.training:
+                x_BTC = checkpoint(block, x_BTC, plan, None, 0, effect, use_reentrant=False)
+            else:  # the same arguments for every layer, so that compiled blocks are one program
+                x_BTC = block(x_BTC, plan, None, 0, effect)
         return x_BTC
 
     def plan(
@@ -297,49 +311,54 @@ class GPT(nn.Module):
         ids_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        segments_BT: Tensor | None = None,
+        segments: Segments | None = None,
+        mask_BTS: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> AttentionPlan:
         """What all layers share for these tokens (arguments and errors of `hidden`)."""
         past = cache.length if cache is not None else 0
         t = ids_BT.shape[1]
         limit = cache.max_tokens if cache is not None else self.config.max_positions
-        if past + t > limit:
+        has_many_texts = mask_BTS is not None and cache is None  # each within its own positions
+        if past + t > limit and not has_many_texts:
             raise ModelError(
                 f"La secuencia tiene {past + t} tokens y solo caben {limit}: acorta el texto o "
                 "baja context_tokens."
             )
-        return self._plan(ids_BT, positions_BT, segments_BT, past)
+        return self._plan(ids_BT, positions_BT, segments, mask_BTS, past)
 
     def forward(
         self,
         ids_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        segments_BT: Tensor | None = None,
+        segments: Segments | None = None,
         cache: KVCache | None = None,
         hook: LayerHook | None = None,
     ) -> Tensor:
         """Next-token logits at every position, [B, T, V] (see `hidden`)."""
         x_BTC = self.hidden(
-            ids_BT, positions_BT=positions_BT, segments_BT=segments_BT, cache=cache, hook=hook
+            ids_BT, positions_BT=positions_BT, segments=segments, cache=cache, hook=hook
         )
         return F.linear(x_BTC, self.head_weight_VC)
 
     def _plan(
-        self, ids_BT: Tensor, positions_BT: Tensor | None, segments_BT: Tensor | None, past: int
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None,
+        segments: Segments | None,
+        mask_BTS: Tensor | None,
+        past: int,
     ) -> AttentionPlan:
         t, device = ids_BT.shape[1], ids_BT.device
         if positions_BT is None:
             positions_BT = torch.arange(past, past + t, device=device)[None]
         cos, sin = self._rotations(positions_BT)
-        mask = None
-        if segments_BT is not None:
-            mask = packed_mask(segments_BT)
-        elif past and t > 1:
+        mask = None if mask_BTS is None else mask_BTS[:, None]
+        if mask is None and segments is None and past and t > 1:
             query = torch.arange(past, past + t, device=device)
             mask = (query[:, None] >= torch.arange(past + t, device=device))[None, None]
-        return AttentionPlan(cos, sin, mask, is_causal=mask is None and t > 1)
+        return AttentionPlan(cos, sin, mask, is_causal=mask is None and t > 1, segments=segments)
 
     def _rotations(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
         if self._inv_freq is None or self._inv_freq.device != positions_BT.device:
@@ -362,17 +381,6 @@ def rotate(x_BHTD: Tensor, cos_B1TD: Tensor, sin_B1TD: Tensor) -> Tensor:
     first, second = x_BHTD.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return x_BHTD * cos_B1TD.to(x_BHTD.dtype) + turned * sin_B1TD.to(x_BHTD.dtype)
-
-
-def packed_mask(segments_BT: Tensor) -> Tensor:
-    """Boolean [B, 1, T, T], True where query and key share a segment and the key is not later.
-
-    Padding (segment 0) attends to itself, so that no row is empty and no NaN is born.
-    """
-    t = segments_BT.shape[1]
-    same = segments_BT[:, :, None] == segments_BT[:, None, :]
-    causal = torch.ones(t, t, dtype=torch.bool, device=segments_BT.device).tril()
-    return (same & causal)[:, None]
 
 
 def rope_inv_freq(config: GPTConfig) -> Tensor:

@@ -119,10 +119,10 @@ class Run:
     def status(self) -> Status:
         """The last status, or an empty one before the worker's first word."""
         try:
-            raw = read_json(self.status_path)
+            raw = dict(read_json(self.status_path))
         except FileNotFoundError:
             return Status()
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             raise RunError(
                 f"El estado de «{self.id}» no se puede leer ({self.status_path}): "
                 f"bórralo y ejecuta elchat resume {self.id}."
@@ -202,7 +202,7 @@ def create(config: Config, *, provider: str, name: str | None = None) -> Run:
         config_name=config.name,
         config_sha256=config.sha256,
         versions=_versions(),
-        git_commit=_git_commit(),
+        git_commit=git_commit(),
     )
     write_text(path / "config.yaml", config.to_yaml())
     identity = {key: value for key, value in asdict(run).items() if key != "path"}
@@ -313,7 +313,8 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
+    """Commit of the checkout elchat runs from, if it is one."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

@@ -79,6 +79,10 @@ class Tokenizer:
         """Read the text of a tokenizer.json."""
         return cls(text.encode("utf-8"))
 
+    def to_json(self) -> str:
+        """The original tokenizer.json."""
+        return self._raw.decode("utf-8")
+
     def encode(self, text: str) -> list[int]:
         """Ids of the text; nothing is added, and special-token text is ordinary text."""
         if self._rust is not None:
@@ -145,6 +149,11 @@ class Tokenizer:
                 f"El token {token_id} no existe: el vocabulario va de 0 a {self.vocab_size - 1}."
             )
         return b"" if token_id in self._hidden_ids else self._bytes[token_id]
+
+    @property
+    def json_text(self) -> str:
+        """The tokenizer.json this was built from."""
+        return self._raw.decode("utf-8")
 
     def save(self, path: Path) -> None:
         """Write the original tokenizer.json, byte for byte, flushed to disk."""

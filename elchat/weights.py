@@ -8,8 +8,9 @@ and replaced one by one, so nothing is initialised at random and nothing is held
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,11 @@ __all__ = ["LoadedModel", "build_loaded", "load_model", "read_gguf", "save_hf"]
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 UNKNOWN_LICENCE = "desconocida"
+GGUF_SYSTEM_KEY = "elchat.default_system"
 SAVE_MARGIN_BYTES = 32 << 20  # vocabulary and JSON files
 MAX_NAMES_SHOWN = 5
 MAX_LAYERS = 512
+Build = Callable[[GPTConfig, Iterable[tuple[str, Tensor]], str], GPT]
 
 
 @dataclass
@@ -85,10 +88,23 @@ def load_model(
         ModelError: something is missing, damaged or not supported; the sentence names it.
         TokenizerError: the vocabulary cannot be used.
     """
+    return _load(path, functools.partial(_materialise, dtype=dtype, device=device), default_system)
+
+
+def load_skeleton(path: Path, *, default_system: str | None = None) -> LoadedModel:
+    """Everything of a model but its weights, which stay on the meta device: fast at any size.
+
+    Raises:
+        ModelError: see `load_model`.
+    """
+    return _load(path, lambda config, _, where: _empty_model(config, where), default_system)
+
+
+def _load(path: Path, build: Build, default_system: str | None) -> LoadedModel:
     if path.is_dir():
         ggufs = sorted(path.glob("*.gguf"))
         if (path / "config.json").exists() or len(ggufs) != 1:
-            return _load_hf(path, dtype, device, default_system)
+            return _load_hf(path, build, default_system)
         path = ggufs[0]
     if not path.exists():
         raise ModelError(f"No existe el modelo {path}.", hint="Mira los que hay: elchat models")
@@ -97,20 +113,31 @@ def load_model(
             f"{path} no es una carpeta de Hugging Face ni un archivo .gguf: si es un .safetensors, "
             "da la carpeta que lo contiene."
         )
-    return _load_gguf(path, dtype, device, default_system)
+    return _load_gguf(path, build, default_system)
 
 
 def save_hf(loaded: LoadedModel, path: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write a Hugging Face folder atomically; an existing one is replaced as a whole.
 
+    Raises:
+        DiskError: it does not fit; what was there stays.
+    """
+    n_bytes = loaded.model.config.n_params * dtype.itemsize
+    require_free_space(path, n_bytes + SAVE_MARGIN_BYTES, "el modelo")
+    with atomic_dir(path) as folder:
+        write_hf_files(loaded, folder, dtype=dtype)
+
+
+def write_hf_files(loaded: LoadedModel, folder: Path, *, dtype: torch.dtype) -> None:
+    """Write the files of a Hugging Face model into a folder.
+
     Files: config.json, model.safetensors, tokenizer.json (original bytes), tokenizer_config.json
     (with the chat template), generation_config.json, special_tokens_map.json.
 
     Raises:
-        DiskError: it does not fit; what was there stays.
+        ModelError: its architecture, as Hugging Face knows it, has not these biases.
     """
     config = loaded.model.config
-    require_free_space(path, config.n_params * dtype.itemsize + SAVE_MARGIN_BYTES, "el modelo")
     hf_config = config_to_hf(
         config,
         bos_id=loaded.bos_id,
@@ -123,13 +150,12 @@ def save_hf(loaded: LoadedModel, path: Path, *, dtype: torch.dtype = torch.bfloa
             f"El formato de Hugging Face no puede expresar este modelo ({config}): quita los "
             "sesgos que su arquitectura no tiene."
         )
-    with atomic_dir(path) as folder:
-        save_file(_export_state(loaded.model, dtype), folder / WEIGHTS_FILE, {"format": "pt"})
-        loaded.tokenizer.save(folder / "tokenizer.json")
-        _write_json(folder / "config.json", hf_config)
-        _write_json(folder / "generation_config.json", _generation_config(loaded))
-        _write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded))
-        _write_json(folder / "special_tokens_map.json", _special_tokens(loaded))
+    save_file(_export_state(loaded.model, dtype), folder / WEIGHTS_FILE, {"format": "pt"})
+    loaded.tokenizer.save(folder / "tokenizer.json")
+    _write_json(folder / "config.json", hf_config)
+    _write_json(folder / "generation_config.json", _generation_config(loaded))
+    _write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded))
+    _write_json(folder / "special_tokens_map.json", _special_tokens(loaded))
 
 
 def build_loaded(
@@ -195,9 +221,7 @@ def _ids_by_name(family: Family, chat: ChatFormat) -> _Ids:
     return _Ids(special["<|im_start|>"], eos, eot, (eos,), chat.stop_ids)
 
 
-def _load_hf(
-    path: Path, dtype: torch.dtype, device: torch.device | str, default_system: str | None
-) -> LoadedModel:
+def _load_hf(path: Path, build: Build, default_system: str | None) -> LoadedModel:
     hf = _read_object(path / "config.json")
     if "quantization_config" in hf:
         raise ModelError(
@@ -212,7 +236,7 @@ def _load_hf(
     ours: Any = settings.get("elchat")
     ours = ours if isinstance(ours, dict) else {}
     manifest = _optional_object(path / bases.MANIFEST_FILE)
-    model = _materialise(config, _iter_safetensors(path), str(path), dtype, device)
+    model = build(config, _iter_safetensors(path), str(path))
     if default_system is None:
         default_system = ours.get("default_system")
     return build_loaded(
@@ -234,14 +258,14 @@ def _hf_config(hf: Mapping[str, Any], path: Path) -> GPTConfig:
         ) from None
 
 
-def _load_gguf(
-    path: Path, dtype: torch.dtype, device: torch.device | str, default_system: str | None
-) -> LoadedModel:
+def _load_gguf(path: Path, build: Build, default_system: str | None) -> LoadedModel:
     file = open_gguf(path)
     tokenizer = Tokenizer.from_json(file.tokenizer_json())
     manifest = _optional_object(path.parent / bases.MANIFEST_FILE)
-    model = _materialise(file.config, file.iter_tensors(), str(path), dtype, device)
+    model = build(file.config, file.iter_tensors(), str(path))
     known = bases.match(file.config)
+    if default_system is None:
+        default_system = file.metadata.get(GGUF_SYSTEM_KEY)
     return build_loaded(
         model,
         tokenizer,
@@ -257,6 +281,7 @@ def _materialise(
     config: GPTConfig,
     tensors: Iterable[tuple[str, Tensor]],
     where: str,
+    *,
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> GPT:

@@ -1,8 +1,10 @@
 """The worker: walks the stages of a run folder.
 
     python -m scripts.run RUN_DIR
+    torchrun --nproc-per-node N --max-restarts 3 -m scripts.run RUN_DIR
 
-Exit status: 0 done or stopped, otherwise the error's own (elchat.errors).
+Exit status: 0 done or stopped, otherwise the error's own (elchat.errors). Several processes leave
+with 0 also after an error that starting again would not mend: the outcome is in status.json.
 """
 
 from __future__ import annotations
@@ -15,8 +17,13 @@ from pathlib import Path
 
 from elchat import runs
 from elchat.errors import ElchatError
+from elchat.training.device import pick_device
+from elchat.training.parallel import Parallel
 from elchat.training.reporter import Reporter
-from scripts.stages import STAGES, Stopped, Worker, walk
+from scripts.measure import Stopped
+from scripts.stages import STAGES, OtherFailed, Worker, walk
+
+UNEXPECTED = 70  # a fault of the machine or ours: several processes are started again
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,18 +43,30 @@ def work(run_dir: Path, only: str | None = None) -> int:
     except ElchatError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
-    pid = os.getpid()
-    run.update_status(
+    parallel = Parallel(pick_device(config.compute.device) if "RANK" in os.environ else "cpu")
+    reporter = Reporter(run, is_mute=not parallel.is_main)
+    # of several processes, the one that starts them again is the one that lives
+    pid = os.getpid() if parallel.world == 1 else os.getppid()
+    reporter.status(
         pid=pid,
         pid_started=runs.process_start(pid),
         outcome=None,
         message=None,
         usd_limit=config.compute.budget_usd,
     )
-    reporter = Reporter(run)
     reporter.install_signals()
+    code = attempt(Worker(run, config, reporter, parallel), only)
+    parallel.close()
+    return 0 if parallel.world > 1 and code != UNEXPECTED else code
+
+
+def attempt(worker: Worker, only: str | None) -> int:
+    """Walk the stages and say how it ended."""
+    run, reporter = worker.run, worker.reporter
     try:
-        walk(Worker(run, config, reporter), only)
+        walk(worker, only)
+    except OtherFailed:
+        return 0
     except Stopped:
         return end(reporter, "stopped", "Parado y guardado.", 0)
     except ElchatError as error:
@@ -56,13 +75,17 @@ def work(run_dir: Path, only: str | None = None) -> int:
         return end(reporter, "stopped", "Parado sin guardar el último tramo.", 130)
     except Exception as error:
         traceback.print_exc()
-        return end(reporter, "failed", f"Error inesperado: {type(error).__name__}: {error}", 70)
+        return end(
+            reporter, "failed", f"Error inesperado: {type(error).__name__}: {error}", UNEXPECTED
+        )
     return end(reporter, "done", f"Terminado: {run.model_path}", 0)
 
 
 def end(reporter: Reporter, outcome: str, message: str, code: int) -> int:
     """Write the outcome as the run's last word."""
     reporter.close()
+    if reporter.is_mute:
+        return code
     reporter.run.clear("stop")
     reporter.status(outcome=outcome, message=message, eta_s=None)
     reporter.log(message)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,29 +14,35 @@ import torch
 from elchat import checkpoint, hub, report
 from elchat.config import Config, StageSection
 from elchat.data.loader import Batch, PackedLoader, heldout_batches
-from elchat.data.prepare import PreparationStopped, prepare
+from elchat.data.prepare import PreparationStopped, Progress, prepare
 from elchat.data.shards import ShardSet, TokenSource
 from elchat.engine import Engine
 from elchat.errors import ConfigError, ElchatError, ModelError
-from elchat.evaluation import sample_replies, score_languages
+from elchat.evaluation import datasets, documents
+from elchat.evaluation.held_out import sample_replies, score_languages
+from elchat.export import bundle
 from elchat.files import read_json, sha256_file, sha256_json, write_json
+from elchat.report import fertility
 from elchat.runs import Run
+from elchat.training import compiled
 from elchat.training import loop as training_loop
-from elchat.training.device import peak_memory_mib, plan_compute
+from elchat.training.adapters import add_adapters, add_embedding_noise, freeze
+from elchat.training.device import peak_memory_mib, pick_device, plan_compute
 from elchat.training.loop import Job, Loop
+from elchat.training.parallel import Parallel
 from elchat.training.plan import StagePlan, make_plan
 from elchat.training.reporter import Reporter
-from elchat.weights import LoadedModel, load_model, save_hf
+from elchat.weights import LoadedModel, load_model
 from scripts import autonomy_stages
+from scripts.measure import RunMeter, Stopped
 
 TrainedStage = Literal["cpt", "sft"]
 HELD_OUT_LANGUAGES = ("es", "en")
 HELD_OUT_ROWS = 2
-RELOAD_TOLERANCE = 1e-4  # of logits, between the weights exported and the same read back
 
 
-class Stopped(Exception):
-    """A stop was asked for and obeyed; the run can be resumed."""
+class OtherFailed(Exception):
+    """The process that speaks for all has stopped or failed, and says why."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Worker:
     run: Run
     config: Config
     reporter: Reporter
+    parallel: Parallel = field(default_factory=Parallel)
 
     def marker(self, stage: str) -> Path:
         """File that says a stage is finished and with what outputs."""
@@ -54,7 +60,8 @@ class Worker:
 
     def finish(self, stage: str, **facts: Any) -> None:
         """Mark a stage as finished."""
-        write_json(self.marker(stage), {"finished": time.time(), **facts})
+        if self.parallel.is_main:
+            write_json(self.marker(stage), {"finished": time.time(), **facts})
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What a finished stage left written."""
@@ -63,6 +70,11 @@ class Worker:
 
     def is_finished(self, stage: str) -> bool:
         """Whether a stage's marker is there and its outputs still verify."""
+        if not self.parallel.is_main:
+            return bool(self.parallel.agree(0.0)[0])
+        return bool(self.parallel.agree(float(self._is_verified(stage)))[0])
+
+    def _is_verified(self, stage: str) -> bool:
         try:
             outputs = self.facts(stage).get("outputs", {})
             return all(sha256_file(self.run.path / name) == sha for name, sha in outputs.items())
@@ -73,6 +85,7 @@ class Worker:
 def run_data(worker: Worker) -> None:
     """Fetch the base model and prepare the shards of every enabled stage."""
     config, reporter = worker.config, worker.reporter
+    datasets.parse_requests(config.evaluation.tasks)  # a wrong name fails now, not in hours
     base_path = hub.fetch_base(config.model.base, config.model.start, progress=reporter.log)
     loaded = load_model(base_path, dtype=torch.bfloat16)
     check_contexts(config, loaded)
@@ -87,6 +100,7 @@ def run_data(worker: Worker) -> None:
 def run_training(worker: Worker, stage: TrainedStage) -> None:
     """Train one stage from where the previous one ended, or from its newest checkpoint."""
     config, settings = worker.config, stage_settings(worker.config, stage)
+    worker.parallel.check(settings, stage, config.compute.sharding)
     shards = open_shards(worker, stage)
     previous = previous_stage(worker, stage)
     loaded = load_model(base_path(worker), dtype=torch.float32)
@@ -100,17 +114,20 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
         pad_id=loaded.pad_id,
         prefetch=True,
     )
-    plan = StagePlan.load(plan_path) or new_plan(worker, stage, plan_path, loader)
+    plan = shared_plan(worker, stage, plan_path, loader)
     torch.set_num_threads(plan.compute.threads)
     torch.manual_seed(config.training.seed)
     model = loaded.model.to(plan.compute.device)
     model.uses_activation_checkpointing = config.training.activation_checkpointing
+    freeze(model, settings.frozen)
+    add_adapters(model, settings.adapter, seed=config.training.seed)
+    add_embedding_noise(model, settings.neftune_alpha)
     worker.reporter.log(
         f"[{stage}] {plan.compute.device} en {plan.compute.precision}, "
         f"{plan.compute.threads} hilos, pico {plan.compute.peak_tflops:.2f} TFLOP/s "
         f"({plan.compute.peak_origin}), {plan.micro_batch_rows} secuencias por pasada"
     )
-    outcome = Loop(
+    job_loop = Loop(
         Job(
             stage=stage,
             model=model,
@@ -129,11 +146,15 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
                 plan.compute,
                 should_stop=worker.reporter.should_stop,
             ),
-            reload_initial=functools.partial(initial_state, worker, previous),
+            reload_initial=functools.partial(initial_state, worker, stage),
             knobs=autonomy_stages.knobs_of(config, stage, model, skippable(worker)),
             **known_scores(worker, stage),
+            parallel=worker.parallel,
+            sharding=config.compute.sharding,
         )
-    ).run()
+    )
+    settle_compilation(worker, job_loop)
+    outcome = job_loop.run()
     if outcome == "stopped":
         raise Stopped
     worker.finish(
@@ -145,29 +166,46 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
 
 
 def run_eval(worker: Worker) -> None:
-    """Sample replies of the base and of the result; scores come from the training stages."""
+    """Measure the base, what each stage left and the result; compare the last with the first.
+
+    The result is measured as it will be exported: rounded to `export.dtype`.
+    """
     config = worker.config
     prompts = config.evaluation.sample_prompts
-    loaded = load_model(base_path(worker), dtype=torch.float32)
+    device = pick_device(config.compute.device)
+    loaded = load_model(base_path(worker), dtype=torch.float32, device=device)
+    meter = RunMeter.open(worker.run, config, worker.reporter, held_out_documents(worker, loaded))
     replies = {"base": replies_of(loaded, config, prompts)}
-    load_result(worker, loaded)
-    if worker.reporter.should_stop():
-        raise Stopped
-    replies["result"] = replies_of(loaded, config, prompts)
+    meter.measure("base", loaded, replies["base"], str(base_path(worker)))
+    for stage in enabled_stages(config):
+        is_last = stage == enabled_stages(config)[-1]
+        loaded.model.load_state_dict(final_checkpoint(worker, stage).model)
+        if is_last:
+            loaded.model.to(getattr(torch, config.export.dtype)).float()
+        label = "final" if is_last else stage
+        replies[label] = replies_of(loaded, config, prompts)
+        path = str(worker.run.model_path if is_last else stage)
+        meter.measure(label, loaded, replies[label], path)
+    meter.compare("base", "final")
     worker.finish("eval", prompts=prompts, replies=replies)
 
 
 def run_export(worker: Worker) -> None:
-    """Write the Hugging Face folder, read it back and compare its logits."""
+    """Write the Hugging Face folder with its card; read it back and compare."""
     loaded = load_model(base_path(worker), dtype=torch.float32)
     load_result(worker, loaded)
-    dtype = getattr(torch, worker.config.export.dtype)
-    save_hf(loaded, worker.run.model_path, dtype=dtype)
-    verify_export(loaded, worker.run.model_path, dtype)
-    outputs = {
-        str(path.relative_to(worker.run.path)): sha256_file(path)
-        for path in sorted(worker.run.model_path.iterdir())
-    }
+    done = bundle.export(
+        loaded,
+        "hf",
+        worker.run.model_path,
+        name=worker.run.id,
+        dtype=getattr(torch, worker.config.export.dtype),
+        facts=report.gather(worker.run),
+        base_folder=base_path(worker),
+        progress=lambda line: worker.reporter.log(f"[export] {line}"),
+    )
+    names = [*done.files, bundle.MANIFEST]
+    outputs = {f"model/{name}": sha256_file(worker.run.model_path / name) for name in names}
     worker.finish("export", outputs=outputs)
 
 
@@ -191,19 +229,13 @@ def run_mood(worker: Worker) -> None:
 
 
 def run_report(worker: Worker) -> None:
-    """Write report.md and the manifest of the run's artifacts."""
-    path = worker.run.path / "report.md"
-    stages = ["data", *enabled_stages(worker.config), "eval", "export"]
-    facts = {stage: worker.facts(stage) for stage in stages}
-    manifests: dict[str, Mapping[str, Any]] = {
-        stage: open_shards(worker, stage).manifest for stage in enabled_stages(worker.config)
-    }
-    report.write(path, worker.run, worker.config, facts, manifests)
-    files = {path.name: sha256_file(path), **facts["export"]["outputs"]}
-    if autonomy_stages.is_on(worker.config):
-        files |= worker.facts("mood")["outputs"]
-    write_json(worker.run.path / "manifest.json", {"files": files})
-    worker.finish("report", outputs={path.name: files[path.name]})
+    """Write report.html, report.md, report.json and the manifest of the run's artifacts."""
+    for stage in enabled_stages(worker.config):
+        open_shards(worker, stage)
+    facts = report.write(worker.run, fertility=fertility.measure(worker.run))
+    for problem in facts.problems:
+        worker.reporter.log(f"[report] AVISO: {problem}")
+    worker.finish("report", outputs=report.outputs(worker.run))
 
 
 STAGES: dict[str, Callable[[Worker], None]] = {
@@ -233,15 +265,37 @@ def walk(worker: Worker, only: str | None = None) -> None:
         if worker.is_finished(stage):
             worker.reporter.log(f"[{stage}] ya estaba hecha")
             continue
-        if worker.reporter.should_stop():
+        if worker.parallel.agree(float(worker.reporter.should_stop()))[0]:
             raise Stopped
         worker.reporter.status(stage=stage, step=0, total_steps=0, eta_s=None)
         began = time.monotonic()
         try:
-            run_stage(worker)
+            run_together(worker, stage, run_stage)
         except PreparationStopped:
             raise Stopped from None
         worker.reporter.log(f"[{stage}] hecha en {time.monotonic() - began:.0f} s")
+
+
+def run_together(worker: Worker, stage: str, run_stage: Callable[[Worker], None]) -> None:
+    """Training is for every process; the rest for the first, while the others wait.
+
+    Raises:
+        OtherFailed: in the others, when the first one could not go on.
+    """
+    if stage in ("cpt", "sft") or worker.parallel.world == 1:
+        run_stage(worker)
+        worker.parallel.barrier()
+        return
+    if not worker.parallel.is_main:
+        if not worker.parallel.agree(0.0)[0]:
+            raise OtherFailed
+        return
+    is_good = 0.0
+    try:
+        run_stage(worker)
+        is_good = 1.0
+    finally:
+        worker.parallel.agree(is_good)
 
 
 # --- pieces ------------------------------------------------------------------------------------
@@ -285,17 +339,35 @@ def skippable(worker: Worker) -> list[int]:
 
 def prepare_shards(worker: Worker, stage: TrainedStage, loaded: LoadedModel) -> ShardSet:
     """Tokenised data of one stage, made now or found made."""
-    return prepare(
+    return make_shards(
         worker.config,
         stage,
-        encode_batch=loaded.tokenizer.encode_batch,
+        loaded,
+        progress=data_progress(worker.reporter, stage),
+        should_stop=worker.reporter.should_stop,
+    )
+
+
+def make_shards(
+    config: Config,
+    stage: TrainedStage,
+    loaded: LoadedModel,
+    *,
+    progress: Progress,
+    should_stop: Callable[[], bool] | None = None,
+) -> ShardSet:
+    """Tokenise a stage's data as a model's vocabulary and chat format ask."""
+    return prepare(
+        config,
+        stage,
+        encode_arrays=loaded.tokenizer.encode_arrays,
         tokenizer_sha256=loaded.tokenizer.sha256,
         prefix_ids=loaded.doc_prefix_ids,
         eos_id=loaded.eos_id,
         render=loaded.chat.render if stage == "sft" else None,
         render_fingerprint=sha256_json(loaded.chat.jinja_template()),
-        progress=data_progress(worker.reporter, stage),
-        should_stop=worker.reporter.should_stop,
+        progress=progress,
+        should_stop=should_stop,
     )
 
 
@@ -324,6 +396,16 @@ def open_shards(worker: Worker, stage: TrainedStage) -> ShardSet:
         return prepare_shards(worker, stage, loaded)
 
 
+def shared_plan(worker: Worker, stage: TrainedStage, path: Path, loader: PackedLoader) -> StagePlan:
+    """The stage's plan: kept, or made by the first process and read by the others."""
+    if worker.parallel.is_main and StagePlan.load(path) is None:
+        new_plan(worker, stage, path, loader)
+    worker.parallel.barrier()
+    plan = StagePlan.load(path)
+    assert plan is not None
+    return plan
+
+
 def new_plan(worker: Worker, stage: TrainedStage, path: Path, loader: PackedLoader) -> StagePlan:
     """Measure the machine and decide how this stage will run."""
     config = worker.config
@@ -337,6 +419,35 @@ def new_plan(worker: Worker, stage: TrainedStage, path: Path, loader: PackedLoad
     )
     plan.save()
     return plan
+
+
+def settle_compilation(worker: Worker, job_loop: Loop) -> None:
+    """Compile the blocks if the plan says so; a new plan finds out first."""
+    plan, stage = job_loop.job.plan, job_loop.job.stage
+    if job_loop.job.knobs is not None:  # masks and noise change the graph at every step
+        plan.is_compiled = False
+    elif worker.parallel.world > 1:  # a trial would have to be the same for all: go by the device
+        mode = worker.config.compute.compile
+        if mode == "always" or (mode == "auto" and plan.compute.device == "cuda"):
+            compiled.compile_blocks(job_loop.model)
+    elif plan.is_compiled is None:
+        worker.reporter.log(f"[{stage}] se prueba si compilar las capas compensa")
+        choice = compiled.choose(
+            job_loop.model,
+            job_loop.trial_pass,
+            mode=worker.config.compute.compile,
+            device=plan.compute.device,
+            minutes=job_loop.job.settings.max_minutes,
+        )
+        worker.reporter.log(
+            f"[{stage}] capas sin compilar: {choice.reason}"
+            if not choice.is_compiled
+            else f"[{stage}] {choice.reason}"
+        )
+        plan.is_compiled = choice.is_compiled
+        plan.save()
+    elif plan.is_compiled:
+        compiled.compile_blocks(job_loop.model)
 
 
 def with_replay(worker: Worker, stage: TrainedStage, shards: ShardSet) -> tuple[TokenSource, ...]:
@@ -355,23 +466,34 @@ def with_replay(worker: Worker, stage: TrainedStage, shards: ShardSet) -> tuple[
 
 
 def held_out(worker: Worker) -> dict[str, Callable[[], Iterable[Batch]]]:
-    """Held-out text by language, from the first stage that has any."""
+    """Held-out text by language, as batches."""
+    sources, context_tokens = held_out_sources(worker)
+    return {
+        source.language: functools.partial(
+            heldout_batches, source, context_tokens=context_tokens, rows=HELD_OUT_ROWS
+        )
+        for source in sources
+    }
+
+
+def held_out_documents(worker: Worker, loaded: LoadedModel) -> list[documents.HeldOut]:
+    """Held-out text by language, document by document."""
+    sources, context_tokens = held_out_sources(worker)
+    return [
+        documents.from_shards(loaded, source, loaded.tokenizer, context_tokens=context_tokens)
+        for source in sources
+    ]
+
+
+def held_out_sources(worker: Worker) -> tuple[list[TokenSource], int]:
+    """Held-out sources of the first stage that has any, and that stage's context."""
     for stage in enabled_stages(worker.config):
-        settings = stage_settings(worker.config, stage)
         shards = open_shards(worker, stage)
-        found = {language: shards.held_out(language) for language in HELD_OUT_LANGUAGES}
-        if any(found.values()):
-            return {
-                language: functools.partial(
-                    heldout_batches,
-                    source,
-                    context_tokens=settings.context_tokens,
-                    rows=HELD_OUT_ROWS,
-                )
-                for language, source in found.items()
-                if source is not None
-            }
-    return {}
+        found = [shards.held_out(language) for language in HELD_OUT_LANGUAGES]
+        sources = [source for source in found if source is not None]
+        if sources:
+            return sources, stage_settings(worker.config, stage).context_tokens
+    return [], 1
 
 
 def known_scores(worker: Worker, stage: TrainedStage) -> dict[str, Any]:
@@ -387,11 +509,15 @@ def previous_stage(worker: Worker, stage: TrainedStage) -> TrainedStage | None:
     return "cpt" if stage == "sft" and "cpt" in enabled_stages(worker.config) else None
 
 
-def initial_state(worker: Worker, previous: TrainedStage | None) -> dict[str, torch.Tensor]:
-    """The state dict a stage began with."""
+def initial_state(worker: Worker, stage: TrainedStage) -> dict[str, torch.Tensor]:
+    """The state dict a stage began with, its adapters included."""
+    previous = previous_stage(worker, stage)
+    model = load_model(base_path(worker), dtype=torch.float32).model
     if previous is not None:
-        return final_checkpoint(worker, previous).model
-    return load_model(base_path(worker), dtype=torch.float32).model.state_dict()
+        model.load_state_dict(final_checkpoint(worker, previous).model)
+    adapter = stage_settings(worker.config, stage).adapter
+    add_adapters(model, adapter, seed=worker.config.training.seed)
+    return model.state_dict()
 
 
 def final_checkpoint(worker: Worker, stage: TrainedStage) -> checkpoint.Checkpoint:
@@ -412,22 +538,3 @@ def replies_of(loaded: LoadedModel, config: Config, prompts: list[str]) -> list[
     """Greedy replies of a loaded model."""
     engine = Engine(loaded.model, loaded.tokenizer, loaded.chat, max_tokens=1024)
     return sample_replies(engine, prompts, max_new_tokens=config.evaluation.sample_max_new_tokens)
-
-
-def verify_export(loaded: LoadedModel, path: Path, dtype: torch.dtype) -> None:
-    """Compare logits of the weights in memory, cast to `dtype`, with the folder read back.
-
-    Raises:
-        ModelError: they differ; the folder is removed.
-    """
-    reread = load_model(path, dtype=dtype)
-    text = "Comprobación del modelo exportado: ¿se lee igual que se escribió?"
-    ids = torch.tensor([loaded.tokenizer.encode(text)])
-    rounded = loaded.model.to(dtype).float().eval()
-    with torch.no_grad():
-        difference = (rounded(ids) - reread.model.float().eval()(ids)).abs().max()
-    if not difference <= RELOAD_TOLERANCE:
-        shutil.rmtree(path)
-        raise ModelError(
-            f"El modelo exportado no se lee igual que se escribió (diferencia {difference:.3g})."
-        )

@@ -1,32 +1,34 @@
 """Train a vocabulary of one's own: text in, tokenizer.json and a report out.
 
     python -m scripts.tok_train --input TEXT... --output DIR [--family llama3] [--vocab-size 32768]
-        [--special NAME...] [--max-mb MB] [--compare NAME=TOKENIZER_JSON...] [--held-out TEXT...]
+        [--special NAME...] [--max-mb MB] [--compare NAME=TOKENIZER_JSON...]
+        [--held-out [NAME=]TEXT...]
 
 Inputs are what a configuration's `path` takes (txt, md, jsonl, parquet, .gz); they are read once,
-in batches, so they may be larger than memory. The report says how many bytes one token holds on
-each held-out text, for the new vocabulary and for those it is compared with.
+in batches, so they may be larger than memory: what grows is the list of distinct words. Text files
+go line by line. The report (informe.json, informe.md, informe.svg) says how many bytes one token
+holds on each held-out text, how many tokens a word takes, and how many words are one token, for
+the new vocabulary and for those it is compared with.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import elchat_bpe
 from elchat.config import SourceSection
-from elchat.data.sources import Document, SourceReader, iter_documents
-from elchat.errors import ElchatError, TokenizerError
+from elchat.data.sources import Document, SourceReader
+from elchat.errors import DataError, ElchatError, TokenizerError
 from elchat.files import format_bytes, write_json, write_text
 from elchat.tokenizer import Tokenizer
+from scripts import tok_report
+from scripts.tok_report import as_json, markdown, named_paths
 
 BATCH_BYTES = 1 << 24
-HELD_OUT_MB = 4.0
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
@@ -59,7 +61,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def work(arguments: argparse.Namespace) -> int:
     """Count, learn, save, report."""
-    peers = {name: Tokenizer.from_file(Path(path)) for name, path in pairs(arguments.compare)}
+    peers = {
+        name: Tokenizer.from_file(Path(path))
+        for name, path in named_paths(arguments.compare, "--compare")
+    }
     trainer = elchat_bpe.Trainer(arguments.family, threads=arguments.threads)
     start = time.perf_counter()
     n_bytes = 0
@@ -77,39 +82,74 @@ def work(arguments: argparse.Namespace) -> int:
     write_json(path, spec)
     tokenizer = Tokenizer.from_file(path)
     print(f"\n{path}: {tokenizer.vocab_size} tokens de {format_bytes(n_bytes)} de texto")
-    table = fertility({"nuevo": tokenizer} | peers, arguments.held_out)
-    write_json(
-        arguments.output / "informe.json",
-        {"bytes": n_bytes, "vocab_size": tokenizer.vocab_size, "bytes_per_token": table} | seconds,
-    )
+    table = tok_report.measure({"nuevo": tokenizer} | peers, arguments.held_out)
+    facts = {"bytes": n_bytes, "vocab_size": tokenizer.vocab_size, "texts": as_json(table)}
+    write_json(arguments.output / "informe.json", facts | seconds)
     write_text(arguments.output / "informe.md", markdown(table))
+    if table:
+        write_text(arguments.output / "informe.svg", tok_report.svg(table))
     print(markdown(table))
     return 0
 
 
-def pairs(items: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """NAME=PATH arguments."""
-    for item in items:
-        name, equals, path = item.partition("=")
-        if not equals:
-            raise TokenizerError(f"--compare espera NOMBRE=RUTA y se le dio «{item}».")
-        yield name, path
-
-
 def count_words(trainer: elchat_bpe.Trainer, path: str, max_mb: float | None) -> int:
     """Feed one source and return its bytes of text."""
-    reader = SourceReader(SourceSection(path=path, max_mb=max_mb), kind="cpt")
-    progress, n_bytes, batch, held = Progress("lectura"), 0, [], 0
-    for document in itertools.chain(reader, [None]):
-        if isinstance(document, Document):
-            batch.append(document.text)
-            held += len(document.text)
-        if held >= BATCH_BYTES or document is None:
+    progress, n_bytes = Progress("lectura"), 0
+    batch: list[str] = []
+    held = 0
+    for text, done, total in texts_of(path, max_mb):
+        size = len(text.encode("utf-8", "surrogatepass"))
+        batch.append(text)
+        held += size
+        if held >= BATCH_BYTES:
             trainer.feed(batch)
-            n_bytes += sum(len(text.encode("utf-8")) for text in batch)
-            progress(reader.bytes_read, reader.total_bytes)
+            n_bytes += held
+            progress(done, total)
             batch, held = [], 0
-    return n_bytes
+    trainer.feed(batch)
+    return n_bytes + held
+
+
+def texts_of(path: str, max_mb: float | None) -> Iterator[tuple[str, int, int]]:
+    """Texts of a source, bytes read and bytes in all.
+
+    A plain text file is one document, perhaps larger than memory, so it goes in blocks of lines:
+    a line feed before a character that is not white space ends a piece in every family.
+    """
+    source = SourceSection(path=path, max_mb=max_mb)
+    if max_mb is None and path.endswith((".txt", ".md")) and Path(path).expanduser().is_file():
+        yield from blocks(Path(path).expanduser())
+        return
+    reader = SourceReader(source, kind="cpt")
+    for document in reader:
+        if isinstance(document, Document):
+            yield document.text, reader.bytes_read, reader.total_bytes
+
+
+def blocks(path: Path) -> Iterator[tuple[str, int, int]]:
+    """A text file in blocks of about `BATCH_BYTES`, each cut before a line that begins a piece."""
+    total = path.stat().st_size
+    lines: list[str] = []
+    held = done = 0
+    before = ""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as handle:
+            while line := handle.readline(BATCH_BYTES):
+                is_cut = before.endswith("\n") and not (before[-2:-1] or " ").isspace()
+                if held >= BATCH_BYTES and is_cut and not line[0].isspace():
+                    done += held
+                    yield "".join(lines), done, total
+                    lines, held = [], 0
+                lines.append(line)
+                held += len(line.encode("utf-8"))
+                before = line
+    except UnicodeDecodeError:
+        raise DataError(f"{path} no está en UTF-8: conviértelo con iconv.") from None
+    if "\0" in "".join(lines)[:4096]:
+        raise DataError(f"{path} no es texto: contiene bytes nulos.")
+    if total == 0:
+        raise DataError(f"{path} está vacío: no hay nada que aprender.")
+    yield "".join(lines), total, total
 
 
 class Progress:
@@ -128,35 +168,6 @@ class Progress:
         left_s = (now - self._start) * (total - done) / done
         print(f"\r{self._what}: {100 * done / total:3.0f} %, faltan {left_s:.0f} s   ",
               end="", file=sys.stderr, flush=True)  # fmt: skip
-
-
-def fertility(
-    tokenizers: dict[str, Tokenizer], paths: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Bytes per token of each tokenizer on each held-out source."""
-    table: dict[str, dict[str, float]] = {}
-    for path in paths:
-        source = SourceSection(path=path, max_mb=HELD_OUT_MB)
-        texts = [document.text for document in iter_documents(source, kind="cpt")]
-        n_bytes = sum(len(text.encode("utf-8")) for text in texts)
-        table[Path(path).name] = {
-            name: round(n_bytes / max(len(tokenizer.encode_arrays(texts)[0]), 1), 3)
-            for name, tokenizer in tokenizers.items()
-        }
-    return table
-
-
-def markdown(table: dict[str, dict[str, Any]]) -> str:
-    """Bytes per token, a row for each text."""
-    if not table:
-        return "Sin textos apartados (--held-out) no hay nada que comparar.\n"
-    names = list(next(iter(table.values())))
-    lines = ["| bytes por token | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
-    lines += [
-        f"| {text} | " + " | ".join(f"{row[name]:.2f}" for name in names) + " |"
-        for text, row in table.items()
-    ]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

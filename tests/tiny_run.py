@@ -77,7 +77,7 @@ def raw_config(folder: Path, **stage: Any) -> dict[str, Any]:
             "sample_max_new_tokens": 4,
         },
         "export": {"dtype": "float32"},
-        "compute": {"device": "cpu", "threads": 1},
+        "compute": {"device": "cpu", "threads": 1, "compile": "never"},
     }
 
 

@@ -209,9 +209,12 @@ def _repair(line: str) -> str:
 
 def _is_prose(text: str) -> bool:
     words = text.split()
-    with_letters = sum(any(map(str.isalpha, word)) for word in words)
+    wanted = MIN_WORDS_WITH_LETTERS * len(words)
+    with_letters = sum(map(str.isalpha, words))  # those of nothing else, nearly always enough
+    if with_letters < wanted:
+        with_letters = sum(any(map(str.isalpha, word)) for word in words)
     mean_chars = sum(map(len, words)) / len(words)
-    return with_letters >= MIN_WORDS_WITH_LETTERS * len(words) and mean_chars <= MAX_MEAN_WORD_CHARS
+    return with_letters >= wanted and mean_chars <= MAX_MEAN_WORD_CHARS
 
 
 def _is_menu(text: str) -> bool:

@@ -49,14 +49,28 @@ class Deduplicator:
 
     def reason(self, text: str) -> str | None:
         """Remember `text`; None if it is new, else why it is not."""
-        digest = text_digest(text)[:16]
-        if digest in self._exact:
+        return self.judge(text_digest(text), minhash(text) if self.finds_near else None)
+
+    @property
+    def finds_near(self) -> bool:
+        """Whether a text's MinHash is needed."""
+        return self._near is not None
+
+    def judge(self, digest: bytes, sketch: RMinHash | None) -> str | None:
+        """`reason`, with what depends on the text alone computed elsewhere.
+
+        Args:
+            digest: `text_digest`.
+            sketch: `minhash`, if `finds_near`.
+        """
+        key = digest[:16]
+        if key in self._exact:
             return EXACT
-        self._exact.add(digest)
+        self._exact.add(key)
         if self._near is None:
             return None
-        is_new = self._near.add(digest.hex(), _minhash(text))
-        return None if is_new else NEAR
+        assert sketch is not None
+        return None if self._near.add(key.hex(), sketch) else NEAR
 
 
 def text_digest(text: str) -> bytes:
@@ -77,7 +91,8 @@ def bands_for(similarity: float) -> int:
     return PERMUTATIONS
 
 
-def _minhash(text: str) -> RMinHash:
+def minhash(text: str) -> RMinHash:
+    """Sketch of the set of a text's word 5-grams, without case."""
     hashes = np.unique(ngram_hashes(word_hashes(text.casefold()), SHINGLE_WORDS))
     raw = hashes.tobytes()
     sketch = RMinHash(num_perm=PERMUTATIONS, seed=SEED)

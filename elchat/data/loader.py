@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from elchat.attention import Segments
 from elchat.data.packing import (
     IGNORED,
     Rows,
@@ -62,13 +63,13 @@ class Batch:
             ids=self.ids[rows].to(device, non_blocking=True),
             targets=self.targets[rows].to(device, non_blocking=True),
             positions=self.positions[rows].to(device, non_blocking=True),
-            segments=segments.to(device, non_blocking=True) if is_packed else None,
+            segments=Segments.of(segments, device) if is_packed else None,
         )
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one forward pass takes, on the model's device; int64 [rows, T].
+    """What one forward pass takes, on the model's device; tensors are int64 [rows, T].
 
     Attributes:
         segments: None where every row is one segment: plain causal attention is enough.
@@ -77,7 +78,7 @@ class Inputs:
     ids: torch.Tensor
     targets: torch.Tensor
     positions: torch.Tensor
-    segments: torch.Tensor | None
+    segments: Segments | None
 
 
 @dataclass(frozen=True)

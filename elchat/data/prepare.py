@@ -14,13 +14,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from elchat import paths
 from elchat.config import Config, SourceSection
 from elchat.data.clean import Cleaner, describe_counts
+from elchat.data.cleaning_pool import CleaningPool, process_count
 from elchat.data.conversations import (
     Fitter,
     Render,
@@ -29,24 +32,23 @@ from elchat.data.conversations import (
     normalise_messages,
 )
 from elchat.data.dedup import Deduplicator
+from elchat.data.encoding import DocumentEncoder, EncodeArrays, frame
 from elchat.data.heldout import HeldOutSplitter, Item, cut_tail
 from elchat.data.shards import FORMAT_VERSION, MANIFEST, ShardSet, ShardWriter
-from elchat.data.sources import Conversation, Document, SourceReader, describe
+from elchat.data.sources import Conversation, SourceReader, describe
+from elchat.data.supervision import nothing_to_learn, require_mixed
 from elchat.errors import DataError, ElchatError
 from elchat.files import fsync_dir, require_free_space, sha256_json, write_json
 
 Stage = Literal["cpt", "sft"]
-EncodeBatch = Callable[[list[str]], list[list[int]]]
 Progress = Callable[[int, int, str], None]
 
 CODE_VERSION = 2  # raise it whenever the same input would give other tokens
 BATCH_CHARS = 1 << 20
 BATCH_DOCUMENTS = 512
-PIECE_CHARS = 1 << 16
 MIN_TAIL_BYTES = 1000  # less than this is not worth taking from a lone document
 SHARD_BYTES_PER_TEXT_BYTE = 2  # a token takes 4 bytes and spells 2.7 or more
 TEXT_BYTES_PER_PACKED_BYTE = 3  # gzip and parquet hold about three times their size
-_SAFE_CUT = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 
 
 class PreparationStopped(ElchatError):
@@ -57,7 +59,7 @@ def prepare(
     config: Config,
     stage: Stage,
     *,
-    encode_batch: EncodeBatch,
+    encode_arrays: EncodeArrays,
     tokenizer_sha256: str,
     prefix_ids: Sequence[int] = (),
     eos_id: int | None = None,
@@ -65,6 +67,7 @@ def prepare(
     render_fingerprint: str = "",
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
+    processes: int | None = None,
 ) -> ShardSet:
     """Tokenise a stage's data once; the same data, settings and tokenizer open the same folder.
 
@@ -75,7 +78,8 @@ def prepare(
         config: validated configuration; its `data` section is read, and for sft
             `training.sft.context_tokens`.
         stage: "cpt" (documents) or "sft" (conversations).
-        encode_batch: texts to ids, without special tokens. Not needed to render.
+        encode_arrays: texts to joined ids and n + 1 offsets, without special tokens. Not needed
+            to render.
         tokenizer_sha256: identity of the tokenizer.
         prefix_ids: put before each document.
         eos_id: put after each document, unless None.
@@ -83,6 +87,8 @@ def prepare(
         render_fingerprint: identity of the chat format.
         progress: called with stored bytes read, stored bytes in all, and a Spanish line.
         should_stop: polled between documents.
+        processes: that clean documents; by default one per core as far as there is text for
+            them. The shards are the same whatever the number.
 
     Raises:
         DataError: unusable input, nothing left after cleaning, nothing supervised.
@@ -92,7 +98,9 @@ def prepare(
     """
     if stage == "sft" and render is None:
         raise ValueError("sft needs a renderer")
-    job = _Job(config, stage, encode_batch, list(prefix_ids), eos_id, render, progress, should_stop)
+    job = _Job(
+        config, stage, encode_arrays, list(prefix_ids), eos_id, render, progress, should_stop
+    )
     job.report("buscando los textos")
     readers = [(role, i, SourceReader(s, stage)) for role, i, s in job.plan()]
     key = job.key(readers, tokenizer_sha256, render_fingerprint)
@@ -103,6 +111,7 @@ def prepare(
             return ShardSet.open(final, weights=weights)
     job.total_bytes = sum(_expected_bytes(reader) for _, _, reader in readers)
     needed = sum(_shard_bytes(reader) for _, _, reader in readers)
+    job.open_pool(process_count(processes, needed // SHARD_BYTES_PER_TEXT_BYTE))
     require_free_space(final, needed, "los datos preparados")
     _sweep_temporaries(final)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
@@ -142,7 +151,7 @@ class _Job:
         self,
         config: Config,
         stage: Stage,
-        encode_batch: EncodeBatch,
+        encode_arrays: EncodeArrays,
         prefix_ids: list[int],
         eos_id: int | None,
         render: Render | None,
@@ -150,7 +159,8 @@ class _Job:
         should_stop: Callable[[], bool] | None,
     ) -> None:
         self.config, self.stage = config, stage
-        self.encode_batch, self.prefix_ids, self.eos_id = encode_batch, prefix_ids, eos_id
+        self.prefix_ids, self.eos_id = prefix_ids, eos_id
+        self.encode = DocumentEncoder(encode_arrays) if stage == "cpt" else None
         self.render, self.progress, self.should_stop = render, progress, should_stop
         self.total_bytes = self.done_bytes = 0
         similarity = config.data.cleaning.near_duplicate_similarity if stage == "cpt" else 0.0
@@ -162,8 +172,16 @@ class _Job:
         self.pending_chars = 0
         self.held_bytes: Counter[str] = Counter()
         self.pool = ThreadPoolExecutor(1, "elchat-encoding")
-        self.encoding: tuple[list[_Ready], Future[list[list[int]]]] | None = None
-        self.can_cut = stage == "cpt" and _is_additive(encode_batch)
+        self.open_pool(1)
+        self.encoding: tuple[list[_Ready], Future[tuple[np.ndarray, np.ndarray]]] | None = None
+
+    def open_pool(self, processes: int) -> None:
+        """Clean with so many processes; none starts before the first document."""
+        self.cleaning = CleaningPool(
+            self.config.data.cleaning,
+            with_sketch=self.duplicates.finds_near,
+            processes=processes if self.stage == "cpt" else 1,
+        )
 
     def plan(self) -> Iterator[tuple[str, int, SourceSection]]:
         """Held-out-only sources first, so that training never keeps a copy of one."""
@@ -229,7 +247,8 @@ class _Job:
         write_json(folder / MANIFEST, manifest)
 
     def close(self) -> None:
-        """Release the thread and the files."""
+        """Release the processes, the thread and the files."""
+        self.cleaning.close()
         self.pool.shutdown(wait=True)
         for writer in self.writers.values():
             writer.close()
@@ -254,36 +273,50 @@ class _Job:
                 break
         route.finish()
         self.flush(tally, last=True)
-        _require_something(route.train, tally)
+        _require_something(route.train, tally, is_chat=self.stage == "sft")
 
     def _items(self, reader: SourceReader, tally: _Tally) -> Iterator[Item[Any]]:
         """Cleaned, deduplicated items of one source."""
+        return self._documents(reader, tally) if self.stage == "cpt" else self._chats(reader, tally)
+
+    def _documents(self, reader: SourceReader, tally: _Tally) -> Iterator[Item[Any]]:
+        dropped_lines = 0
+        with contextlib.closing(
+            self.cleaning.clean(self._watched(reader), reader.source.language)
+        ) as stream:
+            for raw, cleaned in stream:
+                tally.documents_read += 1
+                tally.removed.update(cleaned.counts)
+                if cleaned.text is None:
+                    continue
+                dropped_lines += cleaned.boilerplate_lines
+                reason = self.duplicates.judge(cleaned.digest, cleaned.sketch)
+                if reason is None:
+                    yield Item(raw.licence, cleaned.text, cleaned.n_bytes)
+                else:
+                    tally.removed[reason] += 1
+        if dropped_lines:
+            tally.adjusted["lineas_de_relleno_quitadas"] += dropped_lines
+
+    def _chats(self, reader: SourceReader, tally: _Tally) -> Iterator[Item[Any]]:
         cleaner = Cleaner(self.config.data.cleaning, reader.source.language)
-        for number, raw in enumerate(reader):
-            if number % 64 == 0:
-                self._check_stop()
+        for raw in self._watched(reader):
             tally.documents_read += 1
-            if isinstance(raw, Document):
-                text = cleaner.clean(raw.text)
-                tally.removed.update(cleaner.counts)
-                cleaner.counts.clear()
-                if text is None:
-                    continue
-                payload: Any = raw.licence
-            else:
-                messages = normalise_messages(raw.messages)
-                text = conversation_text(messages)
-                if cleaner.is_foreign(text):
-                    tally.removed["idioma"] += 1
-                    continue
-                payload = Conversation(messages, raw.language, raw.licence, raw.origin)
-            reason = self.duplicates.reason(text)
+            messages = normalise_messages(raw.messages)
+            text = conversation_text(messages)
+            reason = "idioma" if cleaner.is_foreign(text) else self.duplicates.reason(text)
             if reason is not None:
                 tally.removed[reason] += 1
                 continue
+            payload = Conversation(messages, raw.language, raw.licence, raw.origin)
             yield Item(payload, text, len(text.encode("utf-8")))
-        if cleaner.boilerplate_lines:
-            tally.adjusted["lineas_de_relleno_quitadas"] += cleaner.boilerplate_lines
+
+    def _watched(self, reader: SourceReader) -> Iterator[Any]:
+        """What a reader gives, looking now and then whether to stop."""
+        for number, raw in enumerate(reader):
+            if number % 64 == 0:
+                self._check_stop()
+            yield raw
 
     def splitter(self, role: str, source: SourceSection) -> HeldOutSplitter[Any]:
         """This source's part of its language's held-out text."""
@@ -331,20 +364,28 @@ class _Job:
             return
         self._write_encoded()
         if pending:
+            assert self.encode is not None
             texts = [ready.item.text for ready in pending]
-            self.encoding = (pending, self.pool.submit(self._encode, texts))
+            self.encoding = (pending, self.pool.submit(self.encode, texts))
         if last:
             self._write_encoded()
 
     def _write_encoded(self) -> None:
+        """Write the encoded batch, in runs of documents that go to the same folder."""
         if self.encoding is None:
             return
         (pending, future), self.encoding = self.encoding, None
-        end = [] if self.eos_id is None else [self.eos_id]
-        for ready, ids in zip(pending, future.result(), strict=True):
-            ready.writer.append(
-                [*self.prefix_ids, *ids, *end], ready.item.n_bytes, ready.item.payload, None
+        ids, offsets = future.result()
+        start = 0
+        for writer, run in groupby(pending, key=lambda ready: ready.writer):
+            items = [ready.item for ready in run]
+            ends = offsets[start : start + len(items) + 1]
+            writer.append_arrays(
+                *frame(ids[ends[0] : ends[-1]], np.diff(ends), self.prefix_ids, self.eos_id),
+                [item.n_bytes for item in items],
+                [item.payload for item in items],
             )
+            start += len(items)
 
     def _write_conversations(self, pending: list[_Ready], tally: _Tally) -> None:
         assert self.render is not None
@@ -355,24 +396,6 @@ class _Job:
                 ready.writer.append(
                     rendered.ids, answer_bytes(messages), conversation.licence, rendered.is_target
                 )
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        """Encode in one call; long texts go in pieces, so that memory is bounded and cores share.
-
-        A piece begins at a space between two letters, where every byte-level tokenizer supported
-        begins a new word: the ids are those of the whole.
-        """
-        pieces: list[str] = []
-        counts = []
-        for text in texts:
-            cut = list(_pieces(text)) if self.can_cut else [text]
-            pieces += cut
-            counts.append(len(cut))
-        encoded = iter(self.encode_batch(pieces))
-        return [
-            next(encoded) if n == 1 else list(chain.from_iterable(islice(encoded, n)))
-            for n in counts
-        ]
 
     def _check_stop(self) -> None:
         if self.should_stop is not None and self.should_stop():
@@ -463,7 +486,7 @@ class _Route:
         self.job.queue(self.train, item)
 
 
-def _require_something(train: ShardWriter | None, tally: _Tally) -> None:
+def _require_something(train: ShardWriter | None, tally: _Tally, *, is_chat: bool) -> None:
     if tally.documents_kept + tally.documents_held_out == 0:
         raise DataError(
             f"De la fuente «{tally.origin}» no queda nada tras limpiar: "
@@ -475,28 +498,13 @@ def _require_something(train: ShardWriter | None, tally: _Tally) -> None:
             f"De la fuente «{tally.origin}» todo se apartó para medir y no queda nada que "
             "entrenar: baja data.held_out.share."
         )
-    if train is not None and train.targets == 0:
-        raise DataError(
-            f"La fuente «{tally.origin}» no tiene ni un token que aprender: "
-            "hacen falta textos o respuestas del asistente que no estén vacíos."
-        )
-
-
-def _pieces(text: str) -> Iterator[str]:
-    start = 0
-    while len(text) - start > PIECE_CHARS:
-        cut = _SAFE_CUT.search(text, start + PIECE_CHARS)
-        if cut is None:
-            break
-        yield text[start : cut.start()]
-        start = cut.start()
-    yield text[start:]
-
-
-def _is_additive(encode_batch: EncodeBatch) -> bool:
-    """Whether cutting before a word leaves the ids unchanged (false if a space is prepended)."""
-    whole, left, right = encode_batch(["hola mundo", "hola", " mundo"])
-    return list(whole) == [*left, *right]
+    if train is None:
+        return
+    where = f"La fuente «{tally.origin}»"
+    if is_chat:
+        require_mixed(where, train.targets, train.tokens, train.documents)
+    elif train.targets == 0:
+        raise nothing_to_learn(where)
 
 
 def _retext(item: Item[Any], text: str) -> Item[Any]:

@@ -262,6 +262,32 @@ def resolve(source: SourceSection) -> list[InputFile]:
     return [_local_file(path) for path in paths]
 
 
+def iter_rows(file: InputFile) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every row of a jsonl or parquet file with all its columns, and where it was.
+
+    For sets small enough to be read whole.
+
+    Raises:
+        DataError: not a table, or a line or file that cannot be read.
+    """
+    if file.format == "text":
+        raise DataError(f"{file.name} no es una tabla: hace falta jsonl (también .gz) o parquet.")
+    if file.format == "jsonl":
+        for number, line in enumerate(_read_all(file).split(b"\n"), start=1):
+            where = f"{file.name}, línea {number}"
+            text = _decode(line, where)
+            if text.strip():
+                yield where, _parse_line(text, where)
+        return
+    with file.open() as stored:
+        try:
+            rows = pq.ParquetFile(stored).read().to_pylist()
+        except pa.ArrowException as error:
+            raise DataError(f"{file.name} no es un parquet legible: {error}.") from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{file.name}, fila {number}", row
+
+
 def describe(source: SourceSection) -> str:
     """Short name of a source for messages: «corpus/*.txt», «org/name (subset)»."""
     if source.hub is not None:

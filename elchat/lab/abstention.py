@@ -53,7 +53,7 @@ def observe(
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
-    """For each question: features at the decision (confidence among them), share of right samples."""
+    """For each question: features at the decision (with confidence), share of right samples."""
     speaker = Speaker(loaded, autonomy)
     rows = []
     for i, (question, answers) in enumerate(questions):

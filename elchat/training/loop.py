@@ -25,15 +25,11 @@ from elchat.hooks import LayerHook
 from elchat.training import rng
 from elchat.training.device import out_of_memory_as_none
 from elchat.training.guard import Guard, Verdict
-from elchat.training.loss import summed_cross_entropy
-from elchat.training.optim import (
-    build_optimizer,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    set_learning_rate,
-)
+from elchat.training.optim import build_optimizer
+from elchat.training.parallel import LossModule, Parallel, full_norm
 from elchat.training.plan import StagePlan, fit_to_time
 from elchat.training.reporter import Reporter, trim_metrics
+from elchat.training.saving import Saver
 from elchat.training.schedule import rate_share
 
 REPLAN_AT_STEPS = (2, 4, 8)  # early timings, before log lines are frequent enough
@@ -52,6 +48,8 @@ class Job:
         before: bits per byte of those weights where they are already known.
         eval_seconds: how long measuring is expected to take, until it has been timed.
         knobs: stochastic depth and noise while training, or None.
+        parallel: this process among those that train together.
+        sharding: how several processes hold the model.
     """
 
     stage: Literal["cpt", "sft"]
@@ -69,6 +67,8 @@ class Job:
     before: dict[str, float] | None = None
     eval_seconds: float = 0.0
     knobs: TrainingKnobs | None = None
+    parallel: Parallel = field(default_factory=Parallel)
+    sharding: Literal["ddp", "fsdp"] = "ddp"
 
 
 @dataclass
@@ -106,8 +106,11 @@ class Loop:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.model = job.model
-        self.optimizer = build_optimizer(job.model, weight_decay=job.settings.weight_decay)
+        self.model, self.parallel = job.model, job.parallel
+        module = LossModule(job.model)
+        self._loss_of = self.parallel.wrap(module, job.sharding, job.plan.compute.device)
+        self.optimizer = build_optimizer(job.model, job.settings)
+        self.saver = Saver(module, self.optimizer, self.parallel, job.root)
         self.guard = Guard(job.training.spike_factor, job.training.max_rollbacks)
         self.progress = Progress(before=job.before, eval_seconds=job.eval_seconds)
         self._parameters = [p for p in job.model.parameters() if p.requires_grad]
@@ -139,30 +142,49 @@ class Loop:
         self._save(is_final=True)
         return "done"
 
+    def _hears(self, word: Literal["stop", "save"]) -> bool:
+        """Whether somebody asked for it; the first process listens for all."""
+        reporter = self.job.reporter
+        heard = reporter.should_stop() if word == "stop" else reporter.should_save()
+        return bool(self.parallel.agree(float(heard))[0])
+
     @property
     def seconds(self) -> float:
         """Wall-clock seconds spent in this stage over all its starts."""
         return self.progress.seconds + time.monotonic() - self._resumed_at
 
+    def trial_pass(self) -> None:
+        """One forward and backward pass over the next rows, which stay next; for timing only."""
+        data_state, random_state = self.job.loader.state_dict(), rng.capture()
+        part = self.job.loader.next_step(self._rows).part(
+            slice(self.job.plan.micro_batch_rows), self.job.plan.compute.device
+        )
+        self.model.train()
+        self._loss(part, 0).backward()
+        self.job.loader.load_state_dict(data_state)
+        rng.restore(random_state)
+
     # --- one step -----------------------------------------------------------------------------
 
     def _step(self) -> bool:
         """Take one optimizer step; False if a stop came first (nothing consumed)."""
+        if self._hears("stop"):
+            return False
         began = time.monotonic()
         data_state = self.job.loader.state_dict()
         batch = self.job.loader.next_step(self._rows)
         self._window.data_s += time.monotonic() - began
         result = self._forward_backward(batch)
         if result is None:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             self.job.loader.load_state_dict(data_state)
             return False
         loss, norm = result
         verdict = self.guard.judge(loss, norm)
         if verdict is Verdict.OK:
-            set_learning_rate(self.optimizer, self._learning_rate())
+            self.optimizer.set_learning_rate(self._learning_rate())
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         if verdict is Verdict.OK:
             self._window.losses.append(loss)
             self._norm = norm
@@ -181,37 +203,50 @@ class Loop:
                 total = self._accumulate(batch)
                 if total is None:
                     return None
-                norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.job.settings.clip_norm)
-                return total / max(batch.n_targets, 1), float(norm)
+                norm = full_norm(
+                    torch.nn.utils.clip_grad_norm_(self._parameters, self.job.settings.clip_norm)
+                )
+                # the step's only wait for the device: both figures in one transfer
+                loss, measured = torch.stack((total, norm.to(total.dtype))).tolist()
+                return loss / max(batch.n_targets, 1), measured
             assert out_of_memory
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             self._halve_micro_batch()
 
-    def _accumulate(self, batch: Batch) -> float | None:
+    def _accumulate(self, batch: Batch) -> torch.Tensor | None:
         plan, device = self.job.plan, self.job.plan.compute.device
         total = torch.zeros((), device=device)
-        for start in range(0, self._rows, plan.micro_batch_rows):
-            if self.job.reporter.should_stop():
+        mine = self.parallel.rows(self._rows)
+        for start in range(mine.start, mine.stop, plan.micro_batch_rows):
+            if self.parallel.world == 1 and self.job.reporter.should_stop():
                 return None
-            part = batch.part(slice(start, start + plan.micro_batch_rows), device)
-            with plan.compute.autocast():
-                hidden = self.model.hidden(
-                    part.ids,
-                    positions_BT=part.positions,
-                    segments_BT=part.segments,
-                    hook=self._knobs(part, start),
-                )
-                loss = summed_cross_entropy(hidden, self.model.head_weight_VC, part.targets)
-            (loss / max(batch.n_targets, 1)).backward()
+            stop = min(start + plan.micro_batch_rows, mine.stop)
+            part = batch.part(slice(start, stop), device)
+            with self.parallel.gradients_now(is_last=stop == mine.stop):
+                loss = self._loss(part, start)
+                # gradients are averaged over the processes: `world` makes it their sum
+                (loss * (self.parallel.world / max(batch.n_targets, 1))).backward()
             total += loss.detach()
-        return float(total)
+        return self.parallel.total(total)
+
+    def _loss(self, part: Inputs, first_row: int) -> torch.Tensor:
+        """Cross entropy summed over the valid targets."""
+        with self.job.plan.compute.autocast():
+            loss: torch.Tensor = self._loss_of(
+                part.ids,
+                part.positions,
+                part.segments,
+                part.targets,
+                self._knobs(part, first_row),
+            )
+        return loss
 
     def _knobs(self, part: Inputs, first_row: int) -> LayerHook | None:
         if self.job.knobs is None:
             return None
         return self.job.knobs.hook(
             part.targets,
-            part.segments,
+            None if part.segments is None else part.segments.ids_BT,
             step=self.progress.step,
             first_row=first_row,
             progress=self.job.plan.timeline.progress(self.progress.step),
@@ -219,11 +254,11 @@ class Loop:
 
     def _halve_micro_batch(self) -> None:
         plan = self.job.plan
-        if plan.micro_batch_rows == 1:
+        if plan.micro_batch_rows == 1 or self.parallel.world > 1:
             raise TrainingError(
-                f"Una sola secuencia de {self.job.settings.context_tokens} tokens no cabe en la "
-                f"memoria: baja training.{self.job.stage}.context_tokens o activa "
-                "training.activation_checkpointing."
+                f"Una pasada de {plan.micro_batch_rows} × {self.job.settings.context_tokens} "
+                f"tokens no cabe en la memoria: baja training.{self.job.stage}.context_tokens o "
+                "training.micro_batch_rows, o activa training.activation_checkpointing."
             )
         plan.micro_batch_rows = (plan.micro_batch_rows + 1) // 2
         plan.save()
@@ -243,6 +278,7 @@ class Loop:
     # --- between steps ------------------------------------------------------------------------
 
     def _after_step(self) -> None:
+        self.saver.settle()
         step, evaluation = self.progress.step, self.job.evaluation
         is_log_step = step % evaluation.log_every_steps == 0
         if self.job.settings.max_minutes is not None and (is_log_step or step in REPLAN_AT_STEPS):
@@ -262,7 +298,7 @@ class Loop:
             return
         assert self.job.settings.max_minutes is not None
         left_s = 60 * self.job.settings.max_minutes - self.seconds - self.progress.eval_seconds
-        step_s = timed[len(timed) // 2]
+        step_s, left_s = self.parallel.agree(timed[len(timed) // 2], left_s)
         if fit_to_time(self.job.plan, step=self.progress.step, step_s=step_s, left_s=left_s):
             self.job.reporter.log(
                 f"[{self.job.stage}] {step_s:.1f} s por paso: serán "
@@ -317,7 +353,8 @@ class Loop:
             return True
         began = time.monotonic()
         self.model.eval()
-        scores = self.job.evaluate()
+        with self.parallel.whole():
+            scores = self.job.evaluate()
         self.model.train()
         self.progress.eval_seconds = time.monotonic() - began
         self._window.paused_s += self.progress.eval_seconds
@@ -344,7 +381,7 @@ class Loop:
         every_steps = self.job.checkpointing.every_steps
         is_due = time.monotonic() - self._last_save > 60 * self.job.checkpointing.every_minutes
         is_due |= every_steps is not None and self.progress.step % every_steps == 0
-        return self.job.reporter.should_save() or is_due
+        return self._hears("save") or bool(self.parallel.agree(float(is_due))[0])
 
     def _save(self, *, is_final: bool = False) -> None:
         began = time.monotonic()
@@ -357,54 +394,44 @@ class Loop:
             "loader": self.job.loader.state_dict(),
             "rng": rng.capture(),
         }
-        path = checkpoints.save(
-            self.job.root,
-            self.progress.step,
-            model={name: t.detach().contiguous() for name, t in self.model.state_dict().items()},
-            optimizer={} if is_final else optimizer_tensors(self.model, self.optimizer),
-            meta=meta,
-        )
-        best = self.progress.best_step
-        checkpoints.prune(
-            self.job.root,
+        (self.saver.save_final if is_final else self.saver.save)(self.progress.step, meta)
+        self.saver.prune(
             keep_last=1 if is_final else self.job.checkpointing.keep_last,
-            keep=None if best is None else self.job.root / f"step_{best:06d}",
+            keep_step=self.progress.best_step,
         )
         self._last_save = time.monotonic()
         self._window.paused_s += self._last_save - began
         self.job.reporter.log(
-            f"[{self.job.stage}] guardado {path.name} en {self._last_save - began:.1f} s"
+            f"[{self.job.stage}] guardado step_{self.progress.step:06d} "
+            f"en {self._last_save - began:.1f} s"
         )
 
     def _restore(self) -> bool:
         """Load the newest verified checkpoint; True if the stage was already finished."""
         found = checkpoints.load_newest(self.job.root, warn=self._warn)
         if found is None:
-            trim_metrics(self.job.reporter.run.metrics_path, stage=self.job.stage, step=-1)
+            self._trim_metrics(-1)
             return False
-        self._load_weights(found)
+        self.saver.load(found)
         self.progress = Progress(**found.meta["progress"])
         if found.meta["is_final"]:
             return True
         self.guard.load_state_dict(found.meta["guard"])
         self.job.loader.load_state_dict(found.meta["loader"])
         rng.restore(found.meta["rng"])
-        trim_metrics(
-            self.job.reporter.run.metrics_path, stage=self.job.stage, step=self.progress.step
-        )
+        self._trim_metrics(self.progress.step)
         self.job.reporter.log(f"[{self.job.stage}] continúa desde el paso {self.progress.step}")
         return False
 
-    def _load_weights(self, found: checkpoints.Checkpoint) -> None:
-        self.model.load_state_dict(found.model)
-        if found.optimizer:
-            load_optimizer_tensors(self.model, self.optimizer, found.optimizer)
-        else:  # a final checkpoint, or one in which every step so far was skipped
-            self.optimizer.state.clear()
+    def _trim_metrics(self, step: int) -> None:
+        if self.parallel.is_main:
+            path = self.job.reporter.run.metrics_path
+            trim_metrics(path, stage=self.job.stage, step=step)
 
     def _stop(self) -> Literal["stopped"]:
         if self.progress.step > 0:
             self._save()
+        self.saver.close()
         return "stopped"
 
     def _handle_bad_step(self, verdict: Verdict, loss: float, norm: float) -> None:
@@ -423,10 +450,9 @@ class Loop:
         )
         found = checkpoints.load_newest(self.job.root, warn=self._warn)
         if found is None:
-            self.model.load_state_dict(self.job.reload_initial())
-            self.optimizer.state.clear()
+            self.saver.load_model(self.job.reload_initial())
         else:
-            self._load_weights(found)
+            self.saver.load(found)
 
     def _give_up(self, loss: float, norm: float) -> None:
         raise TrainingError(

@@ -35,11 +35,7 @@ from elchat.training.mood_cell import CellFit, Padded, fit_cell, unroll
 from elchat.training.mood_data import Exchange
 from elchat.training.mood_examples import Example, encode, measure_constants, pools_of
 from elchat.training.mood_free import FreeDimensions, kl_with_free_bits
-from elchat.training.optim import (
-    load_optimizer_tensors,
-    optimizer_tensors,
-    set_learning_rate,
-)
+from elchat.training.optim import Optimizers
 from elchat.weights import LoadedModel
 
 IGNORED = -100
@@ -178,7 +174,8 @@ class _MoodTrainer:
         self._appraise()
         held = self.singles[-HELD_OUT_EXAMPLES:]
         trained = _Trained(self.mood, self.free)
-        optimizer = torch.optim.AdamW(trained.groups(), lr=0.0, weight_decay=0.0)
+        adamw = torch.optim.AdamW(trained.groups(), lr=0.0, weight_decay=0.0)
+        optimizer = Optimizers([adamw])
         total = max(1, self.recipe.max_tokens // self.recipe.batch_tokens)
         step = self._restore(trained, optimizer)
         while step < total:
@@ -186,7 +183,7 @@ class _MoodTrainer:
                 self._save(trained, optimizer, step)
                 return None
             rate = self.recipe.learning_rate * min(1.0, (step + 1) / 10) * (1 - step / total)
-            set_learning_rate(optimizer, rate)
+            optimizer.set_learning_rate(rate)
             figures = self._step(trained, optimizer, step, total)
             step += 1
             if step % 10 == 0 or step == total:
@@ -224,7 +221,7 @@ class _MoodTrainer:
     # --- one step --------------------------------------------------------------------------------
 
     def _step(
-        self, trained: _Trained, optimizer: torch.optim.Optimizer, step: int, total: int
+        self, trained: _Trained, optimizer: Optimizers, step: int, total: int
     ) -> dict[str, float]:
         batch = self._batch(step)
         mood_BNM, extra, figures = self._moods(batch, step, total)
@@ -237,7 +234,7 @@ class _MoodTrainer:
         loss = loss + extra
         films = self.mood.films(mood_BNM.flatten(0, 1))
         loss = loss + FILM_PENALTY * films.pow(2).sum(-1).mean()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
@@ -370,26 +367,26 @@ class _MoodTrainer:
         self.report.warnings.append(text)
         self.log(f"[ánimo] AVISO: {text}")
 
-    def _save(self, trained: _Trained, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def _save(self, trained: _Trained, optimizer: Optimizers, step: int) -> None:
         if self.root is None:
             return
         checkpoints.save(
             self.root,
             step,
             model={k: v.detach().contiguous() for k, v in trained.state_dict().items()},
-            optimizer=optimizer_tensors(trained, optimizer),
+            optimizer=optimizer.tensors(trained),
             meta={"report": vars(self.report), "recipe": asdict(self.recipe)},
         )
         checkpoints.prune(self.root, keep_last=1)
 
-    def _restore(self, trained: _Trained, optimizer: torch.optim.Optimizer) -> int:
+    def _restore(self, trained: _Trained, optimizer: Optimizers) -> int:
         found = None
         if self.root is not None:
             found = checkpoints.load_newest(self.root, warn=self.log)
         if found is None or found.meta["recipe"] != asdict(self.recipe):
             return 0
         trained.load_state_dict(found.model)
-        load_optimizer_tensors(trained, optimizer, found.optimizer)
+        optimizer.load_tensors(trained, found.optimizer)
         self.report = MoodReport(**found.meta["report"])
         self.log(f"[ánimo] continúa desde el paso {found.step}")
         return found.step

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from elchat.autonomy.mood import AXES, Mood
 from elchat.training.mood_examples import Pools
-from elchat.training.optim import set_learning_rate
+from elchat.training.optim import Optimizers
 
 STEPS = 200
 LEARNING_RATE = 1e-3
@@ -90,12 +90,13 @@ def fit_cell(mood: Mood, pools: Sequence[Pools], *, steps: int = STEPS) -> CellF
     trained = [*(p for part in parts for p in part.parameters()), mood.home]
     for parameter in trained:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    adamw = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimizer = Optimizers([adamw])
     best, best_state = float("inf"), {k: v.clone() for k, v in mood.state_dict().items()}
     for step in range(steps):
-        set_learning_rate(optimizer, LEARNING_RATE * (1 - step / steps))
+        optimizer.set_learning_rate(LEARNING_RATE * (1 - step / steps))
         loss = temper_error(unroll(mood, train), train)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % 5 == 4:

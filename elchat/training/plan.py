@@ -26,6 +26,7 @@ class StagePlan:
 
     Attributes:
         max_steps: what the data and token caps allow; a time cap can only lower it.
+        is_compiled: whether blocks are compiled; None before it was tried.
     """
 
     path: Path
@@ -33,6 +34,7 @@ class StagePlan:
     micro_batch_rows: int
     max_steps: int
     timeline: Timeline
+    is_compiled: bool | None = None
 
     def save(self) -> None:
         """Write the plan atomically."""
@@ -42,6 +44,7 @@ class StagePlan:
                 "compute": asdict(self.compute),
                 "micro_batch_rows": self.micro_batch_rows,
                 "max_steps": self.max_steps,
+                "is_compiled": self.is_compiled,
                 "events": self.timeline.events,
             },
         )
@@ -58,6 +61,7 @@ class StagePlan:
             compute=ComputePlan(**raw["compute"]),
             micro_batch_rows=raw["micro_batch_rows"],
             max_steps=raw["max_steps"],
+            is_compiled=raw.get("is_compiled"),
             timeline=Timeline([(start, total) for start, total in raw["events"]]),
         )
 

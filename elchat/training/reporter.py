@@ -20,15 +20,19 @@ class Reporter:
     """Writes what a run's watchers read. Safe to call from several threads.
 
     A heartbeat thread keeps status.json fresh while a long call is under way.
+
+    Args:
+        is_mute: write nothing and hear nothing: of several processes only the first speaks.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, *, is_mute: bool = False) -> None:
+        self.run, self.is_mute = run, is_mute
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._stop_signal: str | None = None
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._thread.start()
+        if not is_mute:
+            self._thread.start()
 
     def install_signals(self) -> None:
         """SIGTERM and SIGINT ask for an orderly stop; a second one is obeyed at once."""
@@ -37,26 +41,33 @@ class Reporter:
 
     def should_stop(self) -> bool:
         """Whether somebody asked this run to save and end."""
+        if self.is_mute:
+            return False
         return self._stop_signal is not None or self.run.is_requested("stop")
 
     def should_save(self) -> bool:
         """Whether somebody asked for a checkpoint now; asking again needs a new flag."""
-        if self.run.is_requested("save"):
+        if not self.is_mute and self.run.is_requested("save"):
             self.run.clear("save")
             return True
         return False
 
     def log(self, line: str) -> None:
         """One line for people, in Spanish, stamped; goes to stdout, which is the run's log.txt."""
-        print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+        if not self.is_mute:
+            print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
     def status(self, **changes: Any) -> None:
         """Merge fields into status.json."""
+        if self.is_mute:
+            return
         with self._lock:
             self.run.update_status(**changes)
 
     def metrics(self, **values: Any) -> None:
         """Append one object to metrics.jsonl, flushed."""
+        if self.is_mute:
+            return
         line = json.dumps({"time": time.time(), **values}, ensure_ascii=False)
         with self._lock, open(self.run.metrics_path, "a", encoding="utf-8") as handle:
             handle.write(line + "\n")
@@ -64,7 +75,8 @@ class Reporter:
     def close(self) -> None:
         """Stop the heartbeat; no status is written afterwards by this object's thread."""
         self._closed.set()
-        self._thread.join(timeout=2 * HEARTBEAT_S)
+        if self._thread.is_alive():
+            self._thread.join(timeout=2 * HEARTBEAT_S)
 
     def _beat(self) -> None:
         while not self._closed.wait(HEARTBEAT_S):

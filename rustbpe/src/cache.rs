@@ -186,19 +186,21 @@ impl Cache {
 }
 
 /// Ids under way: a vector whose tail is writable room.
-#[derive(Default)]
 pub struct Sink {
     ids: Vec<u32>,
     len: usize,
 }
 
 impl Sink {
-    /// With room for about `n` ids before it grows.
-    pub fn with_capacity(n: usize) -> Self {
-        Self {
-            ids: vec![0; n + INLINE_IDS],
-            len: 0,
+    /// After the ids there are, with room for about `n` more before it grows.
+    pub fn onto(mut ids: Vec<u32>, n: usize) -> Self {
+        let len = ids.len();
+        if len == 0 && ids.capacity() == 0 {
+            ids = vec![0; n + INLINE_IDS]; // zero pages: nothing is written yet
+        } else {
+            ids.resize(len + n + INLINE_IDS, 0);
         }
+        Self { ids, len }
     }
 
     /// How many ids are written.

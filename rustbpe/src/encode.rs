@@ -1,6 +1,7 @@
 //! Documents to ids, on several threads.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,7 +10,7 @@ use std::thread;
 use crate::cache::{Cache, Sink, INLINE_BYTES};
 use crate::model::Model;
 use crate::nfc;
-use crate::scan::{Family, Gpt2, Llama3, Qwen2, Scanner, SmolLm2};
+use crate::scan::{safe_cut, Family, Gpt2, Llama3, Qwen2, Scanner, SmolLm2};
 use crate::unicode::load16;
 
 /// Text a thread takes at a time; small enough to share out, large enough to be worth a lock.
@@ -23,12 +24,21 @@ pub struct Encoder {
 }
 
 /// Ids of many documents, joined: document k is `ids[offsets[k]..offsets[k + 1]]`.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Batch {
     /// Ids of all documents.
     pub ids: Vec<u32>,
     /// Where each document starts, and one more for the end.
     pub offsets: Vec<i64>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            ids: Vec::new(),
+            offsets: vec![0],
+        }
+    }
 }
 
 impl Encoder {
@@ -42,16 +52,27 @@ impl Encoder {
 
     /// Encodes documents on up to `threads` threads (0: all cores); the result never depends on it.
     pub fn encode_batch(&self, documents: &[&[u8]], threads: usize) -> Batch {
-        let tasks = split(documents);
+        let mut batch = Batch::default();
+        self.encode_onto(documents, threads, &mut batch);
+        batch
+    }
+
+    /// The same, after what a batch holds already.
+    ///
+    /// On one thread the ids are written once, in their place. On several each task has a buffer,
+    /// copied as soon as its turn comes, so that the buffers never add up to the text.
+    pub fn encode_onto(&self, documents: &[&[u8]], threads: usize, batch: &mut Batch) {
+        let segments = segments(documents);
+        let tasks = split(&segments);
         let threads = worker_count(threads).min(tasks.len());
         if threads <= 1 {
             let mut cache = self.take_cache();
-            let batch = self.encode_run(documents, &mut cache);
+            self.encode_run(&segments, &mut cache, batch);
             self.pool().push(cache);
-            return batch;
+            return;
         }
         let next = AtomicUsize::new(0);
-        let results: Vec<Mutex<Batch>> = tasks.iter().map(|_| Mutex::default()).collect();
+        let turns = Turns::new(batch);
         thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
@@ -59,28 +80,26 @@ impl Encoder {
                     loop {
                         let k = next.fetch_add(1, Ordering::Relaxed);
                         let Some(task) = tasks.get(k) else { break };
-                        *lock(&results[k]) = self.encode_run(&documents[task.clone()], &mut cache);
+                        let mut part = Batch::default();
+                        self.encode_run(&segments[task.clone()], &mut cache, &mut part);
+                        turns.hand_in(k, part);
                     }
                     self.pool().push(cache);
                 });
             }
         });
-        join(results, documents.len())
     }
 
-    fn encode_run(&self, documents: &[&[u8]], cache: &mut Cache) -> Batch {
-        let bytes: usize = documents.iter().map(|text| text.len()).sum();
-        let mut sink = Sink::with_capacity(bytes * 2 / 7);
-        let mut offsets = Vec::with_capacity(documents.len() + 1);
-        offsets.push(0);
-        for text in documents {
-            self.encode_into(text, cache, &mut sink);
-            offsets.push(sink.len() as i64);
+    fn encode_run(&self, segments: &[Segment<'_>], cache: &mut Cache, batch: &mut Batch) {
+        let bytes: usize = segments.iter().map(|segment| segment.text.len()).sum();
+        let mut sink = Sink::onto(std::mem::take(&mut batch.ids), bytes * 2 / 7);
+        for segment in segments {
+            self.encode_into(segment.text, cache, &mut sink);
+            if segment.ends_document {
+                batch.offsets.push(sink.len() as i64);
+            }
         }
-        Batch {
-            ids: sink.into_ids(),
-            offsets,
-        }
+        batch.ids = sink.into_ids();
     }
 
     fn encode_into(&self, text: &[u8], cache: &mut Cache, sink: &mut Sink) {
@@ -129,19 +148,52 @@ pub fn worker_count(threads: usize) -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Runs of consecutive documents of about `TASK_BYTES`.
-pub fn split(documents: &[&[u8]]) -> Vec<Range<usize>> {
+/// A document, or a part of one that is cut where it changes nothing.
+#[derive(Clone, Copy)]
+pub struct Segment<'a> {
+    /// UTF-8, more or less.
+    pub text: &'a [u8],
+    /// Whether the document ends with it.
+    pub ends_document: bool,
+}
+
+/// The documents in order, those of several tasks cut into segments of about one.
+pub fn segments<'a>(documents: &[&'a [u8]]) -> Vec<Segment<'a>> {
+    let mut found = Vec::with_capacity(documents.len());
+    for &document in documents {
+        let mut text = document;
+        while text.len() > 2 * TASK_BYTES {
+            let Some(at) = safe_cut(text, TASK_BYTES) else {
+                break;
+            };
+            let (head, tail) = text.split_at(at);
+            found.push(Segment {
+                text: head,
+                ends_document: false,
+            });
+            text = tail;
+        }
+        found.push(Segment {
+            text,
+            ends_document: true,
+        });
+    }
+    found
+}
+
+/// Runs of consecutive segments of about `TASK_BYTES`.
+pub fn split(segments: &[Segment<'_>]) -> Vec<Range<usize>> {
     let mut tasks = Vec::new();
     let (mut start, mut bytes) = (0, 0);
-    for (k, text) in documents.iter().enumerate() {
-        bytes += text.len();
+    for (k, segment) in segments.iter().enumerate() {
+        bytes += segment.text.len();
         if bytes >= TASK_BYTES {
             tasks.push(start..k + 1);
             (start, bytes) = (k + 1, 0);
         }
     }
-    if start < documents.len() {
-        tasks.push(start..documents.len());
+    if start < segments.len() {
+        tasks.push(start..segments.len());
     }
     tasks
 }
@@ -151,24 +203,37 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn join(results: Vec<Mutex<Batch>>, n_documents: usize) -> Batch {
-    let parts: Vec<Batch> = results
-        .into_iter()
-        .map(|part| part.into_inner().unwrap_or_else(PoisonError::into_inner))
-        .collect();
-    let mut joined = Batch {
-        ids: Vec::with_capacity(parts.iter().map(|part| part.ids.len()).sum()),
-        offsets: Vec::with_capacity(n_documents + 1),
-    };
-    joined.offsets.push(0);
-    for part in parts {
-        let base = joined.ids.len() as i64;
-        joined
-            .offsets
-            .extend(part.offsets.iter().skip(1).map(|offset| base + offset));
-        joined.ids.extend_from_slice(&part.ids);
+/// Parts that come in any order and are joined in theirs.
+struct Turns<'a>(Mutex<Waiting<'a>>);
+
+struct Waiting<'a> {
+    batch: &'a mut Batch,
+    next: usize,
+    early: HashMap<usize, Batch>,
+}
+
+impl<'a> Turns<'a> {
+    fn new(batch: &'a mut Batch) -> Self {
+        Self(Mutex::new(Waiting {
+            batch,
+            next: 0,
+            early: HashMap::new(),
+        }))
     }
-    joined
+
+    /// Appends part `k` if all before it are in, and those that waited for it.
+    fn hand_in(&self, k: usize, part: Batch) {
+        let mut guard = lock(&self.0);
+        let waiting = &mut *guard;
+        waiting.early.insert(k, part);
+        while let Some(part) = waiting.early.remove(&waiting.next) {
+            let base = waiting.batch.ids.len() as i64;
+            let ends = part.offsets.iter().skip(1).map(|offset| base + offset);
+            waiting.batch.offsets.extend(ends);
+            waiting.batch.ids.extend_from_slice(&part.ids);
+            waiting.next += 1;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -252,10 +317,50 @@ mod tests {
 
     #[test]
     fn nothing_in_nothing_out() {
-        let empty = Batch {
-            ids: vec![],
-            offsets: vec![0],
-        };
-        assert_eq!(encoder(Scanner::Gpt2).encode_batch(&[], 2), empty);
+        assert_eq!(
+            encoder(Scanner::Gpt2).encode_batch(&[], 2),
+            Batch::default()
+        );
+    }
+
+    #[test]
+    fn one_giant_document_is_shared_out_and_the_same() {
+        let words = [
+            "hola", " la", " niño", "\n", "--------", ". ", " 12345", "e\u{301}",
+        ];
+        let mut state = 11;
+        let mut giant = Vec::new();
+        while giant.len() < 9 * TASK_BYTES {
+            giant.extend(words[random(&mut state) % words.len()].bytes());
+        }
+        let solid = vec![b'a'; 3 * TASK_BYTES]; // nowhere to cut
+        let documents: [&[u8]; 4] = [b" hola", &giant, &solid, &giant[..777]];
+        assert_eq!(segments(&documents).len(), 3 + 8);
+        for code in 0..4 {
+            let scanner = Scanner::from_code(code).expect("four scanners");
+            let encoder = encoder(scanner);
+            let mut cache = Cache::default();
+            let mut whole = Batch::default();
+            for text in documents {
+                let segment = Segment {
+                    text,
+                    ends_document: true,
+                };
+                encoder.encode_run(&[segment], &mut cache, &mut whole);
+            }
+            for threads in [1, 2, 3] {
+                assert_eq!(encoder.encode_batch(&documents, threads), whole);
+            }
+        }
+    }
+
+    #[test]
+    fn appending_equals_one_call() {
+        let encoder = encoder(Scanner::Qwen2);
+        let documents: [&[u8]; 4] = [b"hola", b"", b" la hola", b"\xFF"];
+        let mut batch = Batch::default();
+        encoder.encode_onto(&documents[..1], 1, &mut batch);
+        encoder.encode_onto(&documents[1..], 2, &mut batch);
+        assert_eq!(batch, encoder.encode_batch(&documents, 1));
     }
 }

@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::ptr;
 
-use crate::encode::Encoder;
+use crate::encode::{Batch, Encoder};
 use crate::error::BpeError;
 use crate::model::{Model, Parts};
 use crate::nfc;
@@ -19,7 +19,7 @@ use crate::scan::Scanner;
 use crate::train::{Goal, Trainer};
 
 /// Raised by one whenever a signature, a struct or a meaning changes.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// All went well.
 pub const OK: i32 = 0;
@@ -56,6 +56,15 @@ pub struct EncoderSpec {
 pub struct Arrays {
     words: Vec<u32>,
     longs: Vec<i64>,
+}
+
+impl From<Batch> for Arrays {
+    fn from(batch: Batch) -> Self {
+        Self {
+            words: batch.ids,
+            longs: batch.offsets,
+        }
+    }
 }
 
 /// Where the arrays are, until `elchat_bpe_arrays_free`.
@@ -138,39 +147,51 @@ pub unsafe extern "C" fn elchat_bpe_encoder_free(encoder: *mut Encoder) {
     unsafe { free(encoder) }
 }
 
-/// Encodes `n` texts: words are the ids, longs the `n + 1` offsets. Threads may share an encoder.
+/// Arrays for `elchat_bpe_encode_append`: no ids, and one offset, 0.
 ///
 /// # Safety
-/// `encoder` is alive; `texts` and `lengths` have `n` elements, each text its length; `out` is
-/// writable.
+/// `out` is writable.
 #[no_mangle]
-pub unsafe extern "C" fn elchat_bpe_encode_batch(
+pub unsafe extern "C" fn elchat_bpe_arrays_new(out: *mut *mut Arrays) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        unsafe { give(Batch::default().into(), out) }
+    })
+}
+
+/// Encodes `n` texts and appends them to arrays: words are ids, longs where each text ends.
+///
+/// The caller goes through a long text in pieces, so that its UTF-8 never is in memory whole.
+/// Threads may share an encoder, not arrays.
+///
+/// # Safety
+/// `encoder` is alive; `texts` and `lengths` have `n` elements, each text its length; `arrays`
+/// came from `elchat_bpe_arrays_new`, and nobody else uses them now.
+#[no_mangle]
+pub unsafe extern "C" fn elchat_bpe_encode_append(
     encoder: *const Encoder,
     texts: *const *const u8,
     lengths: *const u64,
     n: u64,
     threads: u64,
-    out: *mut *mut Arrays,
+    arrays: *mut Arrays,
 ) -> i32 {
     guard(|| {
         // SAFETY: the caller's promises; null is refused.
-        let (encoder, documents) = unsafe {
+        let (encoder, documents, arrays) = unsafe {
             (
                 encoder.as_ref().ok_or_else(null)?,
                 documents(texts, lengths, n)?,
+                arrays.as_mut().ok_or_else(null)?,
             )
         };
-        let batch = encoder.encode_batch(&documents, thread_count(threads));
-        // SAFETY: the caller's promise about `out`.
-        unsafe {
-            give(
-                Arrays {
-                    words: batch.ids,
-                    longs: batch.offsets,
-                },
-                out,
-            )
-        }
+        let mut batch = Batch {
+            ids: std::mem::take(&mut arrays.words),
+            offsets: std::mem::take(&mut arrays.longs),
+        };
+        encoder.encode_onto(&documents, thread_count(threads), &mut batch);
+        *arrays = batch.into();
+        Ok(())
     })
 }
 

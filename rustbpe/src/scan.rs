@@ -13,7 +13,8 @@
 //! each family is one function from a start to an end.
 
 use crate::unicode::{
-    class_at, class_at_with_digits, latin_letters, load16, LETTER, NUMBER, OTHER, SPACE, TOPS,
+    class_at, class_at_with_digits, class_of, decode, latin_letters, load16, INVALID, LETTER,
+    NUMBER, OTHER, SPACE, TOPS,
 };
 
 /// The families this crate knows.
@@ -46,6 +47,31 @@ impl Scanner {
             Self::Llama3 => ends::<Llama3>(text),
         }
     }
+}
+
+/// A place after `from` where cutting the text changes neither its pieces nor its NFC, in any family.
+///
+/// Before a space that follows something else: no alternative of any expression goes from a
+/// character that is not white space to a space, so a piece ends there whatever lies around. Or
+/// after a single line feed between two characters that are not white space: a piece ends there
+/// too, with or without it, and one blank is one piece before a word and before an end. Neither
+/// character takes part in any composition. `tests::safe_cuts_change_nothing` tries every short text.
+pub fn safe_cut(text: &[u8], from: usize) -> Option<usize> {
+    (from.max(1)..text.len().saturating_sub(1)).find_map(|k| match text[k] {
+        b' ' if !ends_in_space(text, k) => Some(k),
+        b'\n' if !ends_in_space(text, k) && class_at(text, k + 1).0 != SPACE => Some(k + 1),
+        _ => None,
+    })
+}
+
+/// Whether what ends before `end` is white space, or no whole character.
+fn ends_in_space(text: &[u8], end: usize) -> bool {
+    let is_tail = |byte: u8| byte & 0xC0 == 0x80;
+    let Some(len) = (1..=end.min(4)).find(|&len| !is_tail(text[end - len])) else {
+        return true;
+    };
+    let (code, found) = decode(text, end - len);
+    code == INVALID || found != len || class_of(code) == SPACE
 }
 
 fn ends<F: Family>(text: &[u8]) -> Vec<usize> {
@@ -329,6 +355,7 @@ fn leave_one_blank(text: &[u8], start: usize, blank: &Blank) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nfc::normalize;
 
     fn pieces(scanner: Scanner, text: &str) -> Vec<String> {
         let mut start = 0;
@@ -421,5 +448,60 @@ mod tests {
                 assert!(ends.windows(2).all(|pair| pair[0] < pair[1]));
             }
         }
+    }
+
+    /// Every text of up to five of these, and every safe place in it.
+    #[test]
+    fn safe_cuts_change_nothing() {
+        let alphabet = [
+            "a", " ", "\n", "\r", "\t", ".", "1", "'", "s", "é", "\u{3000}", "\u{301}", "中",
+        ];
+        let mut n_cuts = 0;
+        for number in 0..alphabet.len().pow(5) {
+            let mut text = String::new();
+            let mut rest = number;
+            for _ in 0..5 {
+                text.push_str(alphabet[rest % alphabet.len()]);
+                rest /= alphabet.len();
+            }
+            for frame in [text.clone(), format!(" {text} ")] {
+                n_cuts += check_cuts(frame.as_bytes());
+            }
+        }
+        assert!(n_cuts > 150_000, "{n_cuts}");
+    }
+
+    #[test]
+    fn safe_cuts_in_any_bytes() {
+        let bytes = [
+            b'a', b' ', b'\n', 0xC3, 0xA9, 0xE2, 0x80, 0x85, 0xFF, 0xC2, 0xF0,
+        ];
+        for number in 0..bytes.len().pow(5) {
+            let text: Vec<u8> = (0..5)
+                .scan(number, |rest, _| {
+                    let byte = bytes[*rest % bytes.len()];
+                    *rest /= bytes.len();
+                    Some(byte)
+                })
+                .collect();
+            check_cuts(&text);
+        }
+    }
+
+    fn check_cuts(text: &[u8]) -> usize {
+        let (mut from, mut n_cuts) = (0, 0);
+        while let Some(at) = safe_cut(text, from) {
+            let (head, tail) = text.split_at(at);
+            for code in 0..4 {
+                let scanner = Scanner::from_code(code).expect("four scanners");
+                let mut joined = scanner.ends(head);
+                joined.extend(scanner.ends(tail).into_iter().map(|end| at + end));
+                assert_eq!(joined, scanner.ends(text), "{code} {text:?} {at}");
+            }
+            let normal = [normalize(head), normalize(tail)].concat();
+            assert_eq!(normal, &*normalize(text), "{text:?} {at}");
+            (from, n_cuts) = (at + 1, n_cuts + 1);
+        }
+        n_cuts
     }
 }

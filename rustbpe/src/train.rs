@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::cache::{hash_key, inline_key, BytesHasher, INLINE_BYTES};
-use crate::encode::{split, worker_count};
+use crate::encode::{segments, split, worker_count, Segment};
 use crate::error::BpeError;
 use crate::model::MAX_IDS;
 use crate::nfc;
@@ -64,22 +64,23 @@ impl Trainer {
 
     /// Counts the words of some documents, on up to `threads` threads (0: all cores).
     pub fn feed(&mut self, documents: &[&[u8]], threads: usize) {
-        let tasks = split(documents);
+        let segments = segments(documents);
+        let tasks = split(&segments);
         let threads = worker_count(threads).min(tasks.len());
         while self.counters.len() < threads.max(1) {
             self.counters.push(WordCounts::default());
         }
         let (scanner, is_nfc) = (self.scanner, self.is_nfc);
         if threads <= 1 {
-            return self.counters[0].add_all(scanner, is_nfc, documents);
+            return self.counters[0].add_all(scanner, is_nfc, &segments);
         }
         let next = AtomicUsize::new(0);
         thread::scope(|scope| {
             for counter in &mut self.counters[..threads] {
-                let (next, tasks) = (&next, &tasks);
+                let (next, tasks, segments) = (&next, &tasks, &segments);
                 scope.spawn(move || {
                     while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        counter.add_all(scanner, is_nfc, &documents[task.clone()]);
+                        counter.add_all(scanner, is_nfc, &segments[task.clone()]);
                     }
                 });
             }
@@ -152,12 +153,12 @@ impl Default for WordCounts {
 }
 
 impl WordCounts {
-    fn add_all(&mut self, scanner: Scanner, is_nfc: bool, documents: &[&[u8]]) {
-        for document in documents {
+    fn add_all(&mut self, scanner: Scanner, is_nfc: bool, segments: &[Segment<'_>]) {
+        for segment in segments {
             let normal = if is_nfc {
-                nfc::normalize(document)
+                nfc::normalize(segment.text)
             } else {
-                (*document).into()
+                segment.text.into()
             };
             match scanner {
                 Scanner::Gpt2 => self.add_text::<Gpt2>(&normal),

@@ -141,10 +141,18 @@ fn round_trip(encoder: *const Encoder, random: &mut Random) {
     unsafe {
         let (starts, lengths) = (pointers.as_ptr(), lengths.as_ptr());
         let is_nfc = (*encoder).model.is_nfc;
-        assert_eq!(
-            elchat_bpe_encode_batch(encoder, starts, lengths, n, threads, &mut arrays),
-            OK
-        );
+        let cut = random.below(texts.len() + 1); // in one call or in two
+        let rest = n - cut as u64;
+        assert_eq!(elchat_bpe_arrays_new(&mut arrays), OK);
+        for (starts, lengths, n) in [
+            (starts, lengths, cut as u64),
+            (starts.add(cut), lengths.add(cut), rest),
+        ] {
+            assert_eq!(
+                elchat_bpe_encode_append(encoder, starts, lengths, n, threads, arrays),
+                OK
+            );
+        }
         assert_eq!(elchat_bpe_arrays_view(arrays, (&raw mut view).cast()), OK);
         assert_eq!(view.n_longs, n + 1);
         assert_eq!(
@@ -198,9 +206,10 @@ fn wrong_arguments_are_refused() {
         assert_eq!(elchat_bpe_encoder_new(null(), null_mut()), BAD_INPUT);
         assert!(last_error().contains("nulo"));
         assert_eq!(
-            elchat_bpe_encode_batch(null(), null(), null(), 3, 1, null_mut()),
+            elchat_bpe_encode_append(null(), null(), null(), 3, 1, null_mut()),
             BAD_INPUT
         );
+        assert_eq!(elchat_bpe_arrays_new(null_mut()), BAD_INPUT);
         assert_eq!(elchat_bpe_decode(null(), null(), 1, null_mut()), BAD_INPUT);
         assert_eq!(elchat_bpe_pieces(77, null(), 0, null_mut()), BAD_INPUT);
         assert_eq!(
@@ -221,7 +230,7 @@ fn wrong_arguments_are_refused() {
 #[test]
 fn training_over_the_abi() {
     let text: Vec<u8> = (0..200_000_u32)
-        .map(|k| b'a' + (k * k / 3 % 20) as u8)
+        .map(|k| b'a' + (k.wrapping_mul(k) / 3 % 20) as u8)
         .collect();
     let words: Vec<*const u8> = text.chunks(8).map(<[u8]>::as_ptr).collect();
     let lengths = vec![8_u64; words.len()];

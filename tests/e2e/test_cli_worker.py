@@ -42,6 +42,24 @@ def test_train_then_chat(config: Path):
     talk = elchat("chat", "real", "--seed", "1", input="hola\n")
     assert talk.returncode == 0, talk.stderr
     assert talk.stdout
+    result_is_shown_and_exported(run)
+
+
+def result_is_shown_and_exported(run: runs.Run) -> None:
+    """What comes after training, each through its own command line."""
+    told = elchat("report", "real", "--json")
+    assert told.returncode == 0, told.stderr
+    assert Path(json.loads(told.stdout)["report"]) == run.path / "report.html"
+    exported = elchat("export", "real", "--to", "gguf", "--type", "f16", "--json")
+    assert exported.returncode == 0, exported.stderr
+    assert json.loads(exported.stdout)["check"]["max_difference"] == 0
+    assert [p.name for p in (run.path / "exports" / "gguf-f16").glob("*.gguf")] == ["real.F16.gguf"]
+    masked = elchat("data", "mask", "real", "-n", "1")
+    assert masked.returncode == 0, masked.stderr
+    assert "⟦" in masked.stdout
+    refused = elchat("export", "real", "--to", "onnx")
+    assert refused.returncode == 2
+    assert "solo admite hf, gguf, ollama" in refused.stderr
 
 
 def test_stop_and_resume(config: Path):

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from elchat import checkpoint, runs
+from elchat.attention import Segments
 from elchat.config import CheckpointSection, EvaluationSection, StageSection, TrainingSection
 from elchat.data.loader import PackedLoader
 from elchat.data.shards import TokenSource
 from elchat.errors import TrainingError
-from elchat.training import loop as loop_module
+from elchat.training import parallel as parallel_module
+from elchat.training.adapters import add_adapters, add_embedding_noise
 from elchat.training.device import ComputePlan
 from elchat.training.loop import Job, Loop
 from elchat.training.loss import summed_cross_entropy
@@ -59,7 +61,8 @@ def gradients(model, loss) -> torch.Tensor:
 def test_packed_equals_unpacked_in_loss_and_gradients():
     model = make_tiny()
     batch = loader().next_step(8)
-    hidden = model.hidden(batch.ids, positions_BT=batch.positions, segments_BT=batch.segments)
+    segments = Segments.of(batch.segments, "cpu")
+    hidden = model.hidden(batch.ids, positions_BT=batch.positions, segments=segments)
     packed = summed_cross_entropy(hidden, model.head_weight_VC, batch.targets) / batch.n_targets
     packed_gradients = gradients(model, packed)
     alone = torch.zeros(())
@@ -82,10 +85,18 @@ def test_packed_equals_unpacked_in_loss_and_gradients():
     assert error <= 1e-3
 
 
-def make_loop(tmp_path: Path, *, micro_rows: int = 8, steps: int = 12, **training) -> Loop:
+def make_loop(
+    tmp_path: Path, *, micro_rows: int = 8, steps: int = 12, stage: dict | None = None, **training
+) -> Loop:
     tmp_path.mkdir(parents=True, exist_ok=True)
     run = runs.Run(tmp_path, 0.0, "local", "tiny", "0")
+    torch.manual_seed(0)
     model = make_tiny()
+    settings = StageSection(
+        context_tokens=T, batch_tokens=8 * T, learning_rate=1e-3, **(stage or {})
+    )
+    add_adapters(model, settings.adapter, seed=0)
+    add_embedding_noise(model, settings.neftune_alpha)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     plan = StagePlan(
         path=tmp_path / "plan.json",
@@ -99,7 +110,7 @@ def make_loop(tmp_path: Path, *, micro_rows: int = 8, steps: int = 12, **trainin
             stage="cpt",
             model=model,
             loader=loader(),
-            settings=StageSection(context_tokens=T, batch_tokens=8 * T, learning_rate=1e-3),
+            settings=settings,
             training=TrainingSection(**training),
             checkpointing=CheckpointSection(every_steps=4),
             evaluation=EvaluationSection(log_every_steps=1),
@@ -116,6 +127,39 @@ def final_weights(job: Loop) -> dict[str, torch.Tensor]:
     found = checkpoint.load_newest(job.job.root, warn=pytest.fail)
     assert found is not None
     return found.model
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"adapter": {"method": "dora", "dropout": 0.1}},
+        {"adapter": {"method": "qlora"}},
+        {"optimizer": "muon"},
+        {"optimizer_state": "bf16"},
+        {"optimizer_state": "int8", "neftune_alpha": 5.0},
+    ],
+)
+def test_a_killed_stage_continues_to_the_same_weights(tmp_path, stage):
+    whole = make_loop(tmp_path / "whole", stage=stage)
+    assert whole.run() == "done"
+    killed = make_loop(tmp_path / "killed", stage=stage)
+    take_step, left = killed._step, iter(range(6))
+
+    def step() -> bool:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return take_step()
+
+    killed._step = step  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    again = make_loop(tmp_path / "killed", stage=stage)
+    assert again.run() == "done"
+    expected, found = final_weights(whole), final_weights(again)
+    assert set(found) == set(make_tiny().state_dict()), "adapters are merged at the end"
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    start = make_tiny().state_dict()
+    assert any(not torch.equal(value, start[name]) for name, value in found.items())
 
 
 def test_one_micro_batch_equals_eight(tmp_path):
@@ -172,7 +216,7 @@ def poison(monkeypatch, when) -> None:
         loss = summed_cross_entropy(hidden, weight, targets)
         return loss * math.nan if when(next(calls)) else loss
 
-    monkeypatch.setattr(loop_module, "summed_cross_entropy", poisoned)
+    monkeypatch.setattr(parallel_module, "summed_cross_entropy", poisoned)
 
 
 def test_one_nan_step_is_skipped_and_told(tmp_path, monkeypatch):

@@ -24,16 +24,18 @@ LAYERS: tuple[tuple[str, int], ...] = (
     ("tasks", 4),
     *((f"elchat.{name}", 0) for name in (
         "errors", "files", "paths", "model_config", "config", "runs", "bases", "hardware",
-        "estimate",
+        "estimate", "plots",
     )),
     *((f"elchat.{name}", 1) for name in (
-        "tokenizer", "chat_format", "gpt", "hooks", "philox",
+        "tokenizer", "chat_format", "attention", "gpt", "hooks", "philox",
     )),
     *((f"elchat.{name}", 2) for name in (
-        "weights", "gguf_reader", "hub", "model_store", "checkpoint", "sampling",
+        "weights", "vocabulary", "gguf_reader", "hub", "model_store", "checkpoint", "sampling",
     )),
     ("elchat.engine", 3),
-    *((f"elchat.{name}", 4) for name in ("evaluation", "report", "scheduler")),
+    *((f"elchat.{name}", 4) for name in (
+        "evaluation", "report", "export", "scheduler", "lm_eval_adapter",
+    )),
 )  # fmt: skip
 LAYER_0_THIRD_PARTY = {"pydantic", "yaml"}
 CLI_THIRD_PARTY = {"typer", "rich", "httpx", "pydantic", "yaml"}

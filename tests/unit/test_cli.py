@@ -30,6 +30,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 GROUPS = {
     "models": ("list", "pull", "verify", "remove"),
     "config": ("show", "check", "schema"),
+    "data": ("inspect", "mask"),
 }
 PAGES = [
     (),

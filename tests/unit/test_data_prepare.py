@@ -10,7 +10,9 @@ import pytest
 
 from elchat import paths
 from elchat.config import parse
+from elchat.data import cleaning_pool, encoding
 from elchat.data import prepare as prepare_module
+from elchat.data.cleaning_pool import CleaningPool, process_count
 from elchat.data.conversations import Fitter
 from elchat.data.heldout import cut_tail
 from elchat.data.prepare import PreparationStopped, prepare
@@ -28,6 +30,12 @@ def home(tmp_path, monkeypatch):
 def encode_batch(texts):
     """A toy byte tokenizer: byte + 10."""
     return [[byte + 10 for byte in text.encode()] for text in texts]
+
+
+def encode_arrays(texts):
+    rows = encode_batch(texts)
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    return np.array([i for row in rows for i in row], np.uint32), offsets
 
 
 def decode(ids):
@@ -102,7 +110,7 @@ def make_config(cpt=(), sft=(), held_out=None, cleaning=None, context=64):
 
 def run(config, stage="cpt", **options):
     options = {"tokenizer_sha256": "t", "prefix_ids": [BOS], "eos_id": EOS, **options}
-    options.setdefault("encode_batch", encode_batch)
+    options.setdefault("encode_arrays", encode_arrays)
     if stage == "sft":
         options.setdefault("render", render)
     return prepare(config, stage, **options)
@@ -274,25 +282,25 @@ def test_duplicates_are_found_across_sources(tmp_path):
 
 
 def test_long_documents_are_encoded_in_pieces_with_equal_ids(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "PIECE_CHARS", 300)
+    monkeypatch.setattr(encoding, "PIECE_CHARS", 300)
     text = " ".join(text_of(i) for i in range(40)).strip()
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     sizes = []
 
     def spy(texts):
         sizes.extend(len(t) for t in texts)
-        return encode_batch(texts)
+        return encode_arrays(texts)
 
     config = make_config([{"path": str(tmp_path / "a.txt")}], held_out={"share": 0})
-    shards = run(config, encode_batch=spy)
+    shards = run(config, encode_arrays=spy)
     assert max(sizes) < 400
     assert texts_in(shards.train[0]) == [text]
 
     def spaced(texts):  # a tokenizer that prepends a space must get texts whole
         sizes.extend(len(t) for t in texts)
-        return encode_batch([" " + t for t in texts])
+        return encode_arrays([" " + t for t in texts])
 
-    shards = run(config, encode_batch=spaced, tokenizer_sha256="s")
+    shards = run(config, encode_arrays=spaced, tokenizer_sha256="s")
     assert texts_in(shards.train[0]) == [" " + text]
 
 
@@ -306,9 +314,9 @@ def test_real_bpe_pieces_equal_the_whole(monkeypatch):
     bpe.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, show_progress=False)
     )
-    monkeypatch.setattr(prepare_module, "PIECE_CHARS", 50)
+    monkeypatch.setattr(encoding, "PIECE_CHARS", 50)
     whole = " ".join(texts)
-    pieces = list(prepare_module._pieces(whole))
+    pieces = list(encoding.split_text(whole))
     assert len(pieces) > 100
     assert "".join(pieces) == whole
     assert [i for p in pieces for i in bpe.encode(p).ids] == bpe.encode(whole).ids
@@ -543,3 +551,61 @@ def test_conversations_in_another_language_are_left_out_and_counted(tmp_path):
     counts = shards.manifest["sources"][0]
     assert counts["removed"] == {"idioma": 1}
     assert counts["documents_kept"] + counts["documents_held_out"] == 3
+
+
+def test_the_shards_do_not_depend_on_the_number_of_processes(tmp_path):
+    texts = [text_of(i % 50, "\u200bEspaÃ±a. " * (i % 3)) for i in range(150)]
+    texts += [english_of(3), "corto", "", "Leer más\n" + text_of(77)] * 2
+    path = corpus(tmp_path / "a.jsonl", texts)
+    cleaning = {"near_duplicate_similarity": 0.9}
+    config = make_config([{"path": path}], cleaning=cleaning)
+    seen = []
+    for processes in (1, 2, 3):
+        shards = run(config, processes=processes)
+        files = {
+            str(file.relative_to(shards.path)): file.read_bytes()
+            for file in sorted(shards.path.rglob("*"))
+            if file.is_file()
+        }
+        seen.append(files)
+        shutil.rmtree(shards.path)
+    assert seen[0] == seen[1] == seen[2]
+    assert shards.manifest["sources"][0]["removed"]["idioma"] == 2
+    assert "casi_duplicado" in shards.manifest["sources"][0]["removed"]
+
+
+def test_a_dead_cleaning_process_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(cleaning_pool, "CHUNK_DOCUMENTS", 2)
+    config = make_config([{"path": corpus(tmp_path / "a.jsonl", map(text_of, range(60)))}])
+    start = CleaningPool._start
+
+    def start_and_kill(pool):
+        start(pool)
+        for worker in pool._workers:
+            worker.kill()
+
+    monkeypatch.setattr(CleaningPool, "_start", start_and_kill)
+    with pytest.raises(DataError, match="menos procesos"):
+        run(config, processes=2)
+    assert not list(paths.shards_dir().iterdir())
+
+
+def test_processes_are_those_the_text_is_worth(monkeypatch):
+    monkeypatch.setattr(cleaning_pool.os, "sched_getaffinity", lambda _: set(range(64)))
+    assert process_count(None, 10_000) == 1
+    assert process_count(None, 50_000_000) == 6
+    assert process_count(None, 10**12) == cleaning_pool.MAX_PROCESSES
+    assert process_count(3, 0) == 3
+    assert process_count(0, 0) == 1
+
+
+@pytest.mark.parametrize("prefix", [[], [1], [1, 2]])
+@pytest.mark.parametrize("eos", [None, 9])
+def test_documents_are_framed(prefix, eos):
+    rows = [[5, 6], [], [7], [8] * 5]
+    ids = np.array([i for row in rows for i in row], np.uint32)
+    framed, lengths = encoding.frame(ids, np.array([len(row) for row in rows]), prefix, eos)
+    expected = [[*prefix, *row, *([] if eos is None else [eos])] for row in rows]
+    assert framed.tolist() == [i for row in expected for i in row]
+    assert lengths.tolist() == [len(row) for row in expected]
+    assert framed.dtype == np.uint32

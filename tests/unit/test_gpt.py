@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from elchat.attention import Segments
 from elchat.errors import ModelError
 from elchat.gpt import GPT, KVCache, rope_inv_freq, rotate
 from elchat.model_config import RopeScaling, config_from_hf, config_to_hf
@@ -46,7 +47,7 @@ def test_packed_segments_do_not_see_each_other(tiny_model):
     ids = torch.randint(0, TINY.vocab_size, (1, 20))
     segments = torch.tensor([[1] * 8 + [2] * 9 + [0] * 3])
     positions = torch.cat([torch.arange(8), torch.arange(9), torch.arange(3)])[None]
-    packed = tiny_model(ids, positions_BT=positions, segments_BT=segments)
+    packed = tiny_model(ids, positions_BT=positions, segments=Segments.of(segments, "cpu"))
     alone = torch.cat([tiny_model(ids[:, :8]), tiny_model(ids[:, 8:17])], 1)
     torch.testing.assert_close(packed[:, :17], alone, rtol=1e-5, atol=1e-5)
     assert packed.isfinite().all()
@@ -121,7 +122,8 @@ def test_no_pass_asks_the_device_for_a_value(is_packed, is_checkpointed):
     model = GPT(TINY).to("meta").train()
     model.uses_activation_checkpointing = is_checkpointed
     ids = torch.zeros(2, 32, dtype=torch.long, device="meta")
-    hidden = model.hidden(ids, positions_BT=ids, segments_BT=ids if is_packed else None)
+    segments = Segments.of(torch.arange(32).expand(2, 32) // 10, "meta") if is_packed else None
+    hidden = model.hidden(ids, positions_BT=ids, segments=segments)
     hidden.sum().backward()
     for parameter in model.parameters():
         assert parameter.grad is not None

@@ -14,6 +14,7 @@ import sys
 import time
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tokenizers import normalizers, pre_tokenizers
 import elchat_bpe
 from elchat.errors import TokenizerError
 from elchat.tokenizer import Tokenizer
-from elchat_bpe import BpeError, Encoder, UnsupportedError, library, vocabulary
+from elchat_bpe import BpeError, Encoder, UnsupportedError, arrays, library, vocabulary
 from elchat_bpe.arrays import Texts
 from tests import toys
 
@@ -195,6 +196,50 @@ def test_batches_threads_and_offsets(encoder: Encoder) -> None:
 
 
 @needs_rust
+def test_long_texts_go_in_parts_and_come_out_whole(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["".join(TRICKY * 9), "", *TRICKY, "a" * 900, "  \u2003 x" * 90, " ".join(TRICKY) * 5]
+    whole = encoder.encode_batch(texts, threads=1)
+    for limit in (1, 2, 7, 64, 300):
+        monkeypatch.setattr(arrays, "GROUP_CHARS", limit)
+        for one, other in zip(encoder.encode_batch(texts, threads=2), whole, strict=True):
+            np.testing.assert_array_equal(one, other)
+            assert one.dtype == other.dtype
+    parts = [part for group, _ in arrays.groups(texts) for part in group]
+    assert "".join(parts) == "".join(texts)
+    assert len(parts) > len(texts)
+
+
+MEMORY = """
+import json, resource, sys
+sys.path[:0] = json.loads(sys.argv[1])
+from elchat_bpe import Encoder
+encoder = Encoder.from_spec(json.load(open(sys.argv[2], encoding="utf-8")))
+text = open(sys.argv[3], encoding="utf-8").read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ids, offsets = encoder.encode_batch([text], threads=2)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([before, after, len(ids)]))
+"""
+
+
+@needs_rust
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss en KiB")
+def test_encoding_a_long_text_takes_little_more_than_its_ids(tmp_path: Path) -> None:
+    text, vocab = tmp_path / "largo.txt", tmp_path / "tokenizer.json"
+    vocab.write_text(toys.tokenizer_json("llama"), encoding="utf-8")
+    text.write_text("\n".join(toys.SENTENCES) * 50_000, encoding="utf-8")
+    size = text.stat().st_size
+    assert size > 20e6
+    command = [sys.executable, "-c", MEMORY, json.dumps(sys.path), str(vocab), str(text)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    before, after, n_ids = json.loads(out)
+    # the ids, the UTF-8 of a group, the caches and buffers of two threads
+    assert (after - before) * 1024 < 4 * n_ids + 60e6, (before, after, n_ids)
+
+
+@needs_rust
 def test_arrays_outlive_the_encoder() -> None:
     encoder = Encoder.from_spec(json.loads(toys.tokenizer_json("qwen")))
     ids, offsets = encoder.encode_batch(toys.SENTENCES)
@@ -307,7 +352,7 @@ def test_the_library_checks_for_itself() -> None:
     with pytest.raises(BpeError, match="escáner 9"):
         library.make("pieces", 9, b"", 0)
     with pytest.raises(BpeError, match="nulo"):
-        library.make("encode_batch", None, None, None, 0, 1)
+        library.call("encode_append", None, None, None, 0, 1, None)
     with pytest.raises(BpeError, match="nulo"):
         library.make("pieces", 0, None, 3)
 
@@ -386,6 +431,35 @@ def test_real_vocabularies(name: str) -> None:
     ids, offsets = encoder.encode_batch(texts)
     for k, text in enumerate(texts):
         assert ids[offsets[k] : offsets[k + 1]].tolist() == reference.encode(text).ids
+
+
+def real_texts() -> Iterator[str]:
+    """The whole corpus, and every string of the evaluation sets."""
+    for path in sorted(toys.test_data("corpus").glob("*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            yield from (json.loads(line)["text"] for line in lines)
+    for path in sorted(toys.test_data("eval").rglob("*.jsonl")):
+        with open(path, encoding="utf-8") as lines:
+            yield from lines
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ["smollm2", "qwen2_5", "llama3_1"])
+@needs_rust
+def test_the_whole_corpus_and_the_evaluation_sets(name: str) -> None:
+    spec = json.loads(toys.test_data("tokenizers", name, "tokenizer.json").read_bytes())
+    spec |= {"added_tokens": [], "post_processor": None}
+    encoder = Encoder.from_spec(spec)
+    reference = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    n_texts = 0
+    stream = real_texts()
+    while batch := list(itertools.islice(stream, 512)):
+        ids, offsets = encoder.encode_batch(batch, threads=2)
+        for k, found in enumerate(reference.encode_batch_fast(batch, add_special_tokens=False)):
+            assert ids[offsets[k] : offsets[k + 1]].tolist() == found.ids
+        n_texts += len(batch)
+    assert n_texts > 50_000
 
 
 # --- training ------------------------------------------------------------------------------------

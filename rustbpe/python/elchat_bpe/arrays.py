@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ctypes import c_void_p
 from typing import Any
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from elchat_bpe import library
 from elchat_bpe.errors import BpeError
+
+GROUP_CHARS = 1 << 22
 
 
 class Texts:
@@ -32,16 +34,58 @@ class Texts:
                 "límpialo antes de convertirlo en tokens."
             ) from None
         except (AttributeError, TypeError):
-            raise BpeError("Hace falta una lista de textos (str).") from None
+            raise _not_texts() from None
         n = len(self._bytes)
-        self._pointers = (ctypes.c_char_p * n)(*self._bytes)
-        self._lengths = np.fromiter(map(len, self._bytes), dtype=np.uint64, count=n)
-        # Both pointers hold on to what they point to, so the arguments may outlive this object.
-        self.arguments = (
-            ctypes.cast(self._pointers, c_void_p),
-            self._lengths.ctypes.data_as(c_void_p),
-            n,
-        )
+        pointers = (ctypes.c_char_p * n)(*self._bytes)
+        lengths = (ctypes.c_uint64 * n)(*map(len, self._bytes))
+        # The first array holds on to the bytes, so the arguments may outlive this object. Not
+        # `ctypes.cast`: it makes a cycle, and the bytes of many groups wait for the collector.
+        self.arguments = (pointers, lengths, n)
+
+
+def groups(texts: Iterable[str]) -> Iterator[tuple[list[str], list[bool]]]:
+    """Texts in groups of bounded size, and for each whether a text of the caller ends with it.
+
+    The UTF-8 of a group is all there is in memory besides the texts. A longer text goes in parts,
+    cut before a space that follows something that is not white space, where no family joins (see
+    `scan::safe_cut`).
+
+    Raises:
+        BpeError: something that is not text.
+    """
+    parts: list[str] = []
+    ends: list[bool] = []
+    held = 0
+    for part, is_end in _parts(texts):
+        parts.append(part)
+        ends.append(is_end)
+        held += len(part)
+        if held >= GROUP_CHARS:
+            yield parts, ends
+            parts, ends, held = [], [], 0
+    if parts:
+        yield parts, ends
+
+
+def _parts(texts: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    try:
+        for text in texts:
+            start = 0
+            while len(text) - start > GROUP_CHARS:
+                cut = text.find(" ", start + max(GROUP_CHARS // 2, 1))
+                while cut > 0 and text[cut - 1].isspace():
+                    cut = text.find(" ", cut + 1)
+                if cut < 0:
+                    break
+                yield text[start:cut], False
+                start = cut
+            yield (text[start:] if start else text), True
+    except (AttributeError, TypeError):
+        raise _not_texts() from None
+
+
+def _not_texts() -> BpeError:
+    return BpeError("Hace falta una lista de textos (str).")
 
 
 def take_arrays(handle: c_void_p) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:

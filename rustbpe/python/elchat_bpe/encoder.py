@@ -6,14 +6,14 @@ import ctypes
 import itertools
 import re
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from elchat_bpe import library, vocabulary
-from elchat_bpe.arrays import Texts, take_arrays
+from elchat_bpe.arrays import Texts, groups, take_arrays
 from elchat_bpe.errors import BpeError
 
 
@@ -58,12 +58,13 @@ class Encoder:
         return cls(vocabulary.from_spec(spec), {item["content"]: item["id"] for item in added})
 
     def encode_batch(
-        self, texts: Sequence[str], *, threads: int = 0, allowed_special: Iterable[str] = ()
+        self, texts: Iterable[str], *, threads: int = 0, allowed_special: Iterable[str] = ()
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Ids of all texts, joined, and where each starts: text k is ids[offsets[k]:offsets[k+1]].
 
         Args:
-            texts: to encode; nothing is added to them.
+            texts: to encode, read once and in groups: an open file or a generator need not fit
+                in memory. Nothing is added to them.
             threads: at most this many; 0, one per core.
             allowed_special: special tokens that text may spell; the others are plain text.
 
@@ -73,9 +74,18 @@ class Encoder:
         allowed = list(allowed_special)
         if allowed:
             return self._encode_with_special(texts, allowed, threads)
-        prepared = Texts(texts)
-        handle = library.make("encode_batch", self._handle, *prepared.arguments, max(threads, 0))
-        return take_arrays(handle)
+        handle = library.make("arrays_new")
+        joined: list[int] = []
+        n_parts = 0
+        try:
+            for parts, ends in groups(texts):
+                prepared = Texts(parts).arguments
+                library.call("encode_append", self._handle, *prepared, max(threads, 0), handle)
+                joined += (n_parts + k + 1 for k, is_end in enumerate(ends) if not is_end)
+                n_parts += len(parts)
+        finally:
+            ids, offsets = take_arrays(handle)  # on failure nothing else would free them
+        return ids, np.delete(offsets, joined) if joined else offsets
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text."""
@@ -101,7 +111,7 @@ class Encoder:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def _encode_with_special(
-        self, texts: Sequence[str], allowed: list[str], threads: int
+        self, texts: Iterable[str], allowed: list[str], threads: int
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Cut at the allowed tokens, the longest first, and encode what lies between."""
         unknown = [name for name in allowed if name not in self.special_ids]

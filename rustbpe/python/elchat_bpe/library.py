@@ -12,7 +12,7 @@ from pathlib import Path
 
 from elchat_bpe.errors import BpeError, StoppedError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 NAMES = ("libelchat_bpe.so", "libelchat_bpe.dylib", "elchat_bpe.dll")
 OK, BAD_INPUT, PANIC, STOPPED = range(4)
 Progress = ctypes.CFUNCTYPE(c_int32, c_uint64, c_uint64, c_void_p)
@@ -49,7 +49,8 @@ class ArraysView(ctypes.Structure):
 _OUT = POINTER(c_void_p)
 _SIGNATURES: dict[str, list[type]] = {
     "encoder_new": [POINTER(EncoderSpec), _OUT],
-    "encode_batch": [c_void_p, c_void_p, c_void_p, c_uint64, c_uint64, _OUT],
+    "arrays_new": [_OUT],
+    "encode_append": [c_void_p, c_void_p, c_void_p, c_uint64, c_uint64, c_void_p],
     "decode": [c_void_p, c_void_p, c_uint64, _OUT],
     "pieces": [c_uint32, c_char_p, c_uint64, _OUT],
     "normalize": [c_char_p, c_uint64, _OUT],

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from elchat_bpe import library, vocabulary
-from elchat_bpe.arrays import Texts, take_arrays
+from elchat_bpe.arrays import Texts, groups, take_arrays
 from elchat_bpe.errors import BpeError
 
 Family = Literal["gpt2", "smollm2", "qwen2", "llama3"]
@@ -57,8 +57,8 @@ class Trainer:
         Raises:
             BpeError: lone surrogates.
         """
-        prepared = Texts(texts)
-        library.call("trainer_feed", self._handle, *prepared.arguments, self._threads)
+        for parts, _ in groups(texts):
+            library.call("trainer_feed", self._handle, *Texts(parts).arguments, self._threads)
 
     def train(
         self,

@@ -37,7 +37,7 @@ def bits_per_byte(
             return None
         part = batch.part(slice(None), compute.device)
         with compute.autocast():
-            hidden = model.hidden(part.ids, positions_BT=part.positions, segments_BT=part.segments)
+            hidden = model.hidden(part.ids, positions_BT=part.positions, segments=part.segments)
             nats += float(summed_cross_entropy(hidden, model.head_weight_VC, part.targets))
         n_bytes += batch.n_bytes
     return nats / math.log(2) / n_bytes if n_bytes else math.nan

@@ -1,0 +1,1 @@
+"""Measuring models: bits per byte, tasks, statistics, comparison."""

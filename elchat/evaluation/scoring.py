@@ -1,0 +1,248 @@
+"""Log-likelihood of continuations, many questions per forward pass.
+
+The options of a question share its beginning: it is computed once, and each option hangs from it
+as a branch of a tree. Whole trees are packed side by side into one row, kept apart by the
+attention mask, so that nothing is padding; what every question shares (few-shot examples) is
+computed once for all and read from the key/value cache. Only scored positions meet the output
+matrix, once each.
+
+    question  A B C              row       A B C d e f | next question
+    options   A B C d e          positions 0 1 2 3 4 3
+              A B C f            f sees    A B C     f
+
+Shape legend: T tokens of a row, S cached + new tokens, N scored positions, C width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elchat.data.packing import best_fit_decreasing
+from elchat.errors import DataError
+from elchat.gpt import GPT, KVCache
+from elchat.tokenizer import Tokenizer
+
+ROW_TOKENS = 384  # longer rows pay more attention to masked pairs than they save in calls
+MIN_SHARED_TOKENS = 16  # a cached beginning shorter than this is not worth a cache
+CHUNK_LOGITS = 1 << 24  # logits held at once: 64 MB in fp32
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A continuation to score after a context, as token ids; the context has at least one."""
+
+    context: list[int]
+    continuation: list[int]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Natural log-probability of a continuation, and whether greedy decoding would write it."""
+
+    logprob: float
+    is_greedy: bool
+
+
+@dataclass(frozen=True)
+class PairEncoder:
+    """Text pairs to ids, as lm-evaluation-harness cuts them.
+
+    White space at the end of the context goes to the continuation; the pair is encoded as one text
+    and cut where the context's own ids end. An empty context becomes the begin (else the end) of
+    text token.
+
+    Attributes:
+        start_ids: written before every non-empty context (Llama's begin of text).
+        empty_id: stands for an empty context.
+    """
+
+    tokenizer: Tokenizer
+    start_ids: tuple[int, ...]
+    empty_id: int
+
+    def pair(self, context: str, continuation: str, *, where: str) -> Pair:
+        """Encode one pair.
+
+        Raises:
+            DataError: the continuation adds no token.
+        """
+        if not context:
+            ids = self.tokenizer.encode(continuation)
+            pair = Pair([self.empty_id], ids)
+        else:
+            text = context.rstrip()
+            before = self.tokenizer.encode(text)
+            whole = self.tokenizer.encode(context + continuation)
+            pair = Pair([*self.start_ids, *before], whole[len(before) :])
+        if not pair.continuation or not pair.context:
+            raise DataError(f"{where}: una opción está vacía y no hay nada que puntuar.")
+        return pair
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a text to be continued."""
+        return [*self.start_ids, *self.tokenizer.encode(text)] or [self.empty_id]
+
+
+@torch.inference_mode()
+def score_groups(
+    model: GPT,
+    groups: Sequence[Sequence[Pair]],
+    *,
+    n_ids: int,
+    row_tokens: int = ROW_TOKENS,
+) -> Iterator[tuple[int, list[Scored]]]:
+    """Score groups of pairs; yields (group index, one `Scored` per pair), longest first.
+
+    Args:
+        model: in eval mode.
+        groups: pairs of one question belong together; sharing a beginning makes them cheaper.
+        n_ids: ids of the vocabulary; further rows of the output matrix spell nothing.
+        row_tokens: packed tokens per forward pass (a longer question gets a row of its own).
+
+    Contexts that do not fit in the model's positions lose their beginning.
+    """
+    trees = [_tree(group, model.config.max_positions) for group in groups]
+    shared = _shared_by_all(trees)
+    cache, past = _prefill(model, shared, max(map(len, trees), default=0), row_tokens)
+    sizes = [len(tree) - past for tree in trees]
+    small = [i for i, size in enumerate(sizes) if size <= row_tokens]
+    rows = [[i] for i, size in enumerate(sizes) if size > row_tokens]
+    packed = best_fit_decreasing([sizes[i] for i in small], row_tokens)
+    rows += [[small[i] for i in row] for row in packed]
+    for row in rows:
+        scores = _score_row(model, [trees[i] for i in row], past, cache, n_ids)
+        yield from zip(row, scores, strict=True)
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """One question: a trunk and a branch per option; inputs only, targets apart.
+
+    Attributes:
+        trunk: input ids that every option begins with.
+        branches: further input ids of each option.
+        n_context: input positions of each option before the first scored one.
+        targets: ids to score, per option.
+    """
+
+    trunk: list[int]
+    branches: list[list[int]]
+    n_context: list[int]
+    targets: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.trunk) + sum(map(len, self.branches))
+
+
+def _tree(group: Sequence[Pair], max_positions: int) -> _Tree:
+    inputs, n_context = [], []
+    for pair in group:
+        ids = [*pair.context, *pair.continuation][:-1][-max_positions:]
+        inputs.append(ids)
+        n_context.append(max(0, len(ids) - len(pair.continuation)))
+    n = _common_length(inputs)
+    targets = [pair.continuation[-max_positions:] for pair in group]
+    return _Tree(inputs[0][:n], [ids[n:] for ids in inputs], n_context, targets)
+
+
+def _common_length(rows: Sequence[list[int]]) -> int:
+    """Length of the longest common beginning."""
+    first, last = min(rows), max(rows)
+    for i, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b:
+            return i
+    return min(len(first), len(last))
+
+
+def _shared_by_all(trees: Sequence[_Tree]) -> list[int]:
+    """The beginning common to every question that nothing in it is scored at."""
+    if len(trees) < 2:
+        return []
+    n = _common_length([tree.trunk for tree in trees])
+    n = min(n, *(min(tree.n_context) for tree in trees))
+    return trees[0].trunk[:n] if n >= MIN_SHARED_TOKENS else []
+
+
+def _prefill(
+    model: GPT, shared: list[int], longest: int, row_tokens: int
+) -> tuple[KVCache | None, int]:
+    if not shared:
+        return None, 0
+    weight = model.model.norm.weight
+    capacity = len(shared) + max(longest, row_tokens)
+    cache = KVCache(model.config, 1, capacity, dtype=weight.dtype, device=weight.device)
+    model.hidden(torch.tensor([shared], device=weight.device), cache=cache)
+    return cache, len(shared)
+
+
+def _score_row(
+    model: GPT, trees: Sequence[_Tree], past: int, cache: KVCache | None, n_ids: int
+) -> list[list[Scored]]:
+    """One forward pass over some questions; the cache is left as it was."""
+    ids: list[int] = []
+    positions: list[int] = []
+    question: list[int] = []
+    branch: list[int] = []
+    wanted: dict[tuple[int, int], int] = {}  # (row position, next token) -> place in the scores
+    picks: list[list[list[int]]] = []  # those places, per question and option
+    for number, tree in enumerate(trees):
+        at = len(ids)
+        trunk = tree.trunk[past:]
+        ids += trunk
+        positions += range(past, past + len(trunk))
+        question += [number] * len(trunk)
+        branch += [-1] * len(trunk)
+        picks.append([])
+        for option, more in enumerate(tree.branches):
+            place = [*range(at, at + len(trunk)), *range(len(ids), len(ids) + len(more))]
+            pairs = zip(place[tree.n_context[option] - past :], tree.targets[option], strict=True)
+            picks[-1].append([wanted.setdefault(pair, len(wanted)) for pair in pairs])
+            ids += more
+            positions += range(len(tree.trunk), len(tree.trunk) + len(more))
+            question += [number] * len(more)
+            branch += [option] * len(more)
+    device = model.model.norm.weight.device
+    hidden_BTC = model.hidden(
+        torch.tensor([ids], device=device),
+        positions_BT=torch.tensor([positions], device=device),
+        mask_BTS=_mask(question, branch, past, device),
+        cache=cache,
+    )
+    if cache is not None:
+        cache.truncate(past)
+    where_N2 = torch.tensor(list(wanted), device=device)
+    logprobs, greedy = _score_tokens(
+        hidden_BTC[0, where_N2[:, 0]], model.head_weight_VC[:n_ids], where_N2[:, 1]
+    )
+    return [
+        [Scored(float(logprobs[at].double().sum()), bool(greedy[at].all())) for at in options]
+        for options in picks
+    ]
+
+
+def _mask(question: list[int], branch: list[int], past: int, device: torch.device) -> Tensor:
+    """[1, T, S]: the shared beginning, the question's trunk and one's own branch, never later."""
+    question_T = torch.tensor(question, device=device)
+    branch_T = torch.tensor(branch, device=device)
+    mask_TT = question_T[:, None] == question_T
+    mask_TT &= (branch_T[:, None] == branch_T) | (branch_T == -1)
+    mask_TT.tril_()
+    return F.pad(mask_TT, (past, 0), value=True)[None]
+
+
+def _score_tokens(hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and whether it is the most likely token, on the CPU."""
+    logprobs, greedy = [], []
+    rows = max(1, CHUNK_LOGITS // head_VC.shape[0])
+    for start in range(0, len(targets_N), rows):
+        target_N1 = targets_N[start : start + rows, None]
+        logits_NV = F.linear(hidden_NC[start : start + rows], head_VC).float()
+        picked = logits_NV.gather(1, target_N1)
+        logprobs.append((picked - logits_NV.logsumexp(1, keepdim=True)).squeeze(1))
+        greedy.append(logits_NV.argmax(1) == target_N1.squeeze(1))
+    return torch.cat(logprobs).cpu(), torch.cat(greedy).cpu()

@@ -1,0 +1,1 @@
+"""A finished model for the rest of the world: Hugging Face, GGUF, Ollama; each read back."""
