@@ -1,6 +1,6 @@
 """Measure and give structural autonomy to a finished model.
 
-    python -m scripts.autonomy ablate|cost|train|card MODEL [options]
+    python -m scripts.autonomy ablate|cost|train|evaluate|diversity|abstain|card MODEL [options]
 
 What `elchat autonomy` starts; the work is elchat.lab's and elchat.training.mood's.
 """
@@ -20,7 +20,8 @@ import torch
 
 from elchat.autonomy import Autonomy, store
 from elchat.errors import DataError, ElchatError
-from elchat.lab import ablation, cost, texts
+from elchat.files import write_json
+from elchat.lab import ablation, abstention, card, cost, diversity, mood_eval, texts
 from elchat.training import mood_data
 from elchat.training.mood import MoodRecipe, train_mood
 from elchat.weights import LoadedModel, load_model
@@ -40,6 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--conversations", type=int, default=240, help="con las que se entrena")
     parser.add_argument("--stage", type=int, choices=[0, 1], default=0, help="1: también lo libre")
     parser.add_argument("--shuffled", action="store_true", help="control: etiquetas barajadas")
+    parser.add_argument("--questions", type=int, default=40, help="preguntas o peticiones")
+    parser.add_argument("--pairs", type=int, default=70, help="pares de la prueba de amnesia")
+    parser.add_argument("--alpha", type=float, default=0.1, help="tope de contestar mal")
+    parser.add_argument("--seeds", type=Path, nargs="*", help="carpetas de las otras semillas")
+    parser.add_argument("--shuffled-from", type=Path, help="carpeta del control barajado")
     parser.add_argument("--label", default="", help="nombre de la medición, para comparar")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", dest="as_json")
@@ -128,10 +134,86 @@ def run_train(args: Arguments) -> tuple[Any, str]:
     return facts, f"Ánimo entrenado y escrito en {folder}: {report.tokens} tokens."
 
 
+def run_evaluate(args: Arguments) -> tuple[Any, str]:
+    """Dose, placebo, shock and amnesia of one training seed; resumable."""
+    loaded, autonomy, folder = open_model(args)
+    path = folder / "autonomy_evaluation.json"
+    facts = mood_eval.evaluate(
+        loaded,
+        autonomy,
+        path,
+        seed=args.seed,
+        n_questions=args.questions,
+        n_pairs=args.pairs,
+        progress=lambda name: Ticker(name).show,
+    )
+    slope = cost.as_estimate(facts["dose"]["slope"]).text()
+    fake = cost.as_estimate(facts["placebo"]["slope"]).text()
+    return facts, f"pendiente {slope}; placebo {fake}; en {path}"
+
+
+def run_diversity(args: Arguments) -> tuple[Any, str]:
+    """Fronts of every arm; resumable."""
+    loaded, autonomy, folder = open_model(args)
+    rows = folder / "autonomy_diversity.json"
+    found = diversity.run(
+        loaded,
+        autonomy,
+        rows,
+        n_prompts=args.questions,
+        seed=args.seed,
+        progress=Ticker("diversidad").show,
+    )
+    store.save(autonomy, folder, model_path=args.model, notes={"diversity": found})
+    gains = found["hypervolume_gain"]
+    lines = [f"{arm}: {cost.as_estimate(gain).text(4)}" for arm, gain in gains.items()]
+    return found, "\n".join(lines)
+
+
+def run_abstain(args: Arguments) -> tuple[Any, str]:
+    """Teach and judge "no lo sé"."""
+    loaded, autonomy, folder = open_model(args)
+    questions = abstention.read_questions()
+    rows = abstention.observe(loaded, autonomy, questions, progress=Ticker("preguntas").show)
+    found = abstention.judge(rows, alpha=args.alpha)
+    autonomy.epistemic, autonomy.threshold = abstention.finish(rows, alpha=args.alpha)
+    store.save(autonomy, folder, model_path=args.model, notes={"abstention": found})
+    shown = {k: cost.as_estimate(v).text() for k, v in found.items() if isinstance(v, dict)}
+    return found, "\n".join(f"{name}: {text}" for name, text in shown.items())
+
+
+def run_card(args: Arguments) -> tuple[Any, str]:
+    """Write autonomy_card.json from everything measured; --seeds gathers other folders."""
+    _, _, folder = open_model(args)
+    notes = store.read_notes(folder)
+    seeds = [
+        json.loads((Path(one) / "autonomy_evaluation.json").read_text(encoding="utf-8"))
+        for one in args.seeds or [folder]
+        if (Path(one) / "autonomy_evaluation.json").exists()
+    ]
+    if seeds:
+        notes["mood"] = {
+            "seeds": seeds,
+            "amnesia": mood_eval.judge_amnesia(
+                [one["amnesia"] for one in seeds if "amnesia" in one]
+            ),
+        }
+        if args.shuffled_from:
+            other = json.loads((args.shuffled_from / "autonomy_evaluation.json").read_text())
+            notes["mood"]["shuffled"] = other["dose"]
+    built = card.build(notes)
+    write_json(folder / "autonomy_card.json", built)
+    return built, f"Ficha de autonomía escrita en {folder / 'autonomy_card.json'}"
+
+
 ACTIONS: dict[str, Callable[[Arguments], tuple[Any, str]]] = {
     "ablate": run_ablate,
     "cost": run_cost,
     "train": run_train,
+    "evaluate": run_evaluate,
+    "diversity": run_diversity,
+    "abstain": run_abstain,
+    "card": run_card,
 }
 
 

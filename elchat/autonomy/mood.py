@@ -41,6 +41,7 @@ AXES = (
     "curiosity",
     "playfulness",
 )
+PRESENCE = len(AXES)  # first free dimension: 1 at rest, moved by nothing; how it speaks at all
 BOUND = 3.0  # no dimension leaves (-3, 3)
 IMPULSE = 2.0  # most that one turn can push
 SHORTEST_TAU, LONGEST_TAU = 2.0, 20.0  # turns

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from elchat.autonomy import Autonomy, Conversation, Settings
-from elchat.autonomy.mood import AXES, Mood, half_life
+from elchat.autonomy.mood import AXES, PRESENCE, Mood, half_life
 from elchat.files import write_json
 from elchat.lab.decoder import Decoder, Sampling
 from elchat.lab.scorer import scorer
@@ -39,8 +39,8 @@ def placebo(mood: Mood, seed: int) -> Mood:
         e, k, m = fake.film.shape
         parts = fake.film.view(e, 3, k // 3, m)
         noise = torch.randn(parts.shape, generator=generator)
-        noise[..., len(AXES) :] = (
-            0.0 if not parts[..., len(AXES) :].any() else noise[..., len(AXES) :]
+        noise[..., PRESENCE + 1 :] = (
+            0.0 if not parts[..., PRESENCE + 1 :].any() else noise[..., PRESENCE + 1 :]
         )
         size = parts.pow(2).sum((2, 3), keepdim=True).sqrt()
         parts.copy_(noise * size / noise.pow(2).sum((2, 3), keepdim=True).sqrt())

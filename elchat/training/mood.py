@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elchat import checkpoint as checkpoints
-from elchat.autonomy.mood import AXES, Mood, MoodShape
+from elchat.autonomy.mood import AXES, PRESENCE, Mood, MoodShape
 from elchat.errors import DataError
 from elchat.gpt import GPT
 from elchat.hooks import Film, LayerEffect
@@ -259,6 +259,8 @@ class _MoodTrainer:
         figures: dict[str, float] = {}
         if self.free is not None:
             z, extra, figures = self._free(batch, step, total, z_dim)
+        if z_dim:
+            z = torch.cat((torch.ones_like(z[..., :1]), z[..., 1:]), -1)
         return torch.cat((named, z), -1) * is_on, extra, figures
 
     def _free(
@@ -347,6 +349,7 @@ class _MoodTrainer:
         for at in range(0, len(held), 8):
             batch = self.collate(held[at : at + 8], 0)
             mood = F.pad(batch.style_BN8, (0, self.mood.shape.dim - len(AXES)))
+            mood[..., PRESENCE : PRESENCE + 1] = 1.0
             count = int((batch.targets_BT != IGNORED).sum())
             own += count * float(self._nats(batch, mood))
             other += count * float(self._nats(batch, mood.roll(1, 0)))

@@ -98,6 +98,7 @@ def fit_cell(mood: Mood, pools: Sequence[Pools], *, steps: int = STEPS) -> CellF
         loss = temper_error(unroll(mood, train), train)
         optimizer.zero_grad()
         loss.backward()
+        hold_free(mood)
         optimizer.step()
         if step % 5 == 4:
             with torch.no_grad():
@@ -107,6 +108,14 @@ def fit_cell(mood: Mood, pools: Sequence[Pools], *, steps: int = STEPS) -> CellF
     mood.load_state_dict(best_state)
     with torch.no_grad():
         return judge(unroll(mood, held), held)
+
+
+def hold_free(mood: Mood) -> None:
+    """Nothing teaches the free dimensions here: keep them where they are."""
+    n = len(AXES)
+    for parameter in (mood.content.weight, mood.content.bias, mood.home):
+        if parameter.grad is not None:
+            parameter.grad[n:] = 0.0
 
 
 def temper_error(mood_BNM: Tensor, pools: Padded) -> Tensor:

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elchat.autonomy.mood import Mood, mean_direction
+from elchat.autonomy.mood import PRESENCE, Mood, mean_direction
 from elchat.autonomy.style import EXTREME, style
 from elchat.chat_format import ChatFormat
 from elchat.gpt import GPT
 from elchat.training.mood_data import Exchange
+
+
+SILENT = -20.0  # ln of a spread that is no spread
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,9 @@ def start_from_principal_directions(mood: Mood, pools_NC: Tensor) -> None:
         linear.weight.copy_(weight)
     for linear in (mood.gate, mood.content):
         linear.weight.zero_()
+    if mood.shape.dim > PRESENCE:
+        mood.home[PRESENCE] = 1.0
+        mood.log_spread[PRESENCE] = SILENT
 
 
 def _usual_rms(model: GPT, examples: Sequence[Example], layers: range) -> Tensor:

@@ -26,7 +26,10 @@ from elchat.autonomy.terminal import TerminalMood
 from elchat.errors import DataError, ModelError
 from elchat.lab.decoder import Sampling
 from elchat.model_config import GPTConfig
+from elchat.weights import save_hf
+from scripts import replay as replay_script
 from tests import autonomy_toys as toys
+from tests import toys as family_toys
 
 SMOLLM2 = GPTConfig(49152, 30, 576, 1536, 9, 3, 64, 8192, 1e5, 1e-5)
 QWEN = GPTConfig(151936, 24, 896, 4864, 14, 2, 64, 32768, 1e6, 1e-6, has_qkv_bias=True)
@@ -429,3 +432,24 @@ def test_a_seed_of_one_turn_is_kept_with_the_turn(gpt):
     assert effects.skipped == lived.skipped
     other = line.talk.effects_of(lived.settings, 0, lived.mood)
     assert not np.array_equal(effects.noise(1), other.noise(1))
+
+
+def test_the_replay_script_says_identical_and_sees_a_difference(tmp_path, capsys):
+    """A real folder, text and all."""
+    loaded = family_toys.loaded("smollm", n_layers=4, max_positions=2048)
+    save_hf(loaded, tmp_path / "m", dtype=torch.float32)
+    made = replace(toys.autonomy(), shape=loaded.model.config, mood=None, volition=None)
+    autonomy = store.save(replace(made, settings=Settings(0.5, noise_scale=0.02)), tmp_path / "m")
+    talk, run = autonomy.open(seed=3, conversation="x"), replay_script.runner(loaded)
+    params, messages, exchanges = {"temperature": 0.8, "max_new_tokens": 5}, [], []
+    for text in ("Hola", "¿Qué tal?", "Adiós"):
+        messages.append({"role": "user", "content": text})
+        exchanges.append(Exchange(text, run(messages, params, talk), params))
+        messages.append({"role": "assistant", "content": exchanges[-1].reply})
+    save_replay(tmp_path / "r.json", talk, exchanges)
+    assert replay_script.main([str(tmp_path / "r.json"), str(tmp_path / "m")]) == 0
+    assert "3 turnos" in capsys.readouterr().out
+    exchanges[1] = replace(exchanges[1], reply="otra cosa")
+    save_replay(tmp_path / "s.json", talk, exchanges)
+    assert replay_script.main([str(tmp_path / "s.json"), str(tmp_path / "m")]) == 1
+    assert "turno 1, texto" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from elchat.autonomy.mood import AXES
+from elchat.autonomy.mood import AXES, PRESENCE
 from elchat.autonomy.style import EXTREME, lexicon, style
 from elchat.autonomy.training_knobs import TrainingKnobs, number_runs
 from elchat.philox import Dice
@@ -194,7 +194,8 @@ def test_training_leaves_the_backbone_alone_and_moves_the_mood(loaded):
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(value, before[name])
     assert mood.film.abs().max() > 0
-    assert mood.film[..., len(AXES) :].abs().max() == 0  # stage 0: free dimensions say nothing
+    assert mood.film[..., PRESENCE + 1 :].abs().max() == 0  # stage 0: the free ones say nothing
+    assert mood.home[PRESENCE] == 1.0
     assert report.curve[-1]["nats"] < report.curve[0]["nats"]
     assert not any(p.requires_grad for p in mood.parameters())
 
@@ -202,7 +203,7 @@ def test_training_leaves_the_backbone_alone_and_moves_the_mood(loaded):
 def test_stage_one_opens_the_free_dimensions(loaded):
     recipe = MoodRecipe(max_tokens=3000, batch_tokens=300, learning_rate=1e-2, stage=1)
     mood, report = train_mood(loaded, compose(12, seed=1), recipe)
-    assert mood.film[..., len(AXES) :].abs().max() > 0
+    assert mood.film[..., PRESENCE + 1 :].abs().max() > 0
     assert "bits" in report.curve[-1]
 
 
