@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,11 @@ def fit_cell(mood: Mood, pools: Sequence[Pools], *, steps: int = STEPS) -> CellF
     trained = [*(p for part in parts for p in part.parameters()), mood.home]
     for parameter in trained:
         parameter.requires_grad_(True)
-    adamw = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    groups: list[dict[str, Any]] = [
+        {"params": trained[:-1]},
+        {"params": [mood.home], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     optimizer = Optimizers([adamw])
     best, best_state = float("inf"), {k: v.clone() for k, v in mood.state_dict().items()}
     for step in range(steps):

@@ -18,7 +18,6 @@ from elchat.chat_format import ChatFormat
 from elchat.gpt import GPT
 from elchat.training.mood_data import Exchange
 
-
 SILENT = -20.0  # ln of a spread that is no spread
 
 
