@@ -7,6 +7,7 @@ import platform
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module, metadata, util
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from cli.output import dollars, number
 from elchat import hardware, paths
+from elchat.errors import ElchatError
 from elchat.files import format_bytes, free_bytes
 
 HUB_TIMEOUT_S = 2.0
+MIN_BALANCE_USD = 1.0
 MIN_DISK_BYTES = 5e9
 MIN_MEMORY_BYTES = 4e9
 PINNED_TORCH = "2.13.0"
@@ -35,9 +39,9 @@ class Check:
 def run_all() -> list[Check]:
     """Every check, in the order they are shown."""
     checks: list[Callable[[], Check]] = [
-        python, torch, disk, memory, cores, compiler, huge_pages, hub, runpod_key, tokenizers,
+        python, torch, disk, memory, cores, compiler, huge_pages, hub, tokenizers, ssh, rsync,
     ]  # fmt: skip
-    return [check() for check in checks]
+    return [*(check() for check in checks), *runpod()]
 
 
 def python() -> Check:
@@ -117,11 +121,55 @@ def hub() -> Check:
     return Check("hub", "ok", f"{name} responde")
 
 
-def runpod_key() -> Check:
-    """Whether the cloud key is set; its value is never shown."""
-    if os.environ.get("RUNPOD_API_KEY", "").strip():
-        return Check("RUNPOD_API_KEY", "ok", "está puesta")
-    return Check("RUNPOD_API_KEY", "ok", "no está: solo hace falta para alquilar una GPU")
+def ssh() -> Check:
+    """OpenSSH, for the rented machine."""
+    return _cloud_tool("ssh", "openssh-client")
+
+
+def rsync() -> Check:
+    """rsync, for the rented machine."""
+    return _cloud_tool("rsync", "rsync")
+
+
+def runpod() -> list[Check]:
+    """The account: key, balance and machines nobody looks after. Its key is never shown."""
+    key = os.environ.get("RUNPOD_API_KEY", "").strip()
+    if not key:
+        text = "no está: solo hace falta para alquilar una GPU"
+        return [Check("RUNPOD_API_KEY", "ok", text)]
+    from cli.cloud import strays
+    from cli.runpod_client import AuthRefused, RunpodClient, RunpodError
+
+    try:
+        client = RunpodClient(key)
+        found = strays.find(client, time.time())
+        account = client.account()
+    except AuthRefused:
+        return [Check("RUNPOD_API_KEY", "error", "RunPod la rechaza: crea otra en su consola")]
+    except ElchatError as error:
+        return [Check("RUNPOD_API_KEY", "error", str(error))]
+    except RunpodError as error:
+        return [Check("RUNPOD_API_KEY", "warning", f"puesta; RunPod no responde ({error})")]
+    checks = [Check("RUNPOD_API_KEY", "ok", "RunPod la acepta")]
+    balance = account.clientBalance if account else None
+    if balance is None:
+        checks.append(Check("saldo", "warning", "RunPod no lo dice"))
+    else:
+        level: Literal["ok", "warning"] = "ok" if balance >= MIN_BALANCE_USD else "warning"
+        checks.append(Check("saldo", level, dollars(balance)))
+    if not found:
+        return [*checks, Check("máquinas sueltas", "ok", "ninguna")]
+    rows = (f"{item.name} a {number(item.usd_per_h, 2)} $/h" for item in found)
+    text = "; ".join(rows) + ". Bórralas: elchat stop --all"
+    return [*checks, Check("máquinas sueltas", "error", text)]
+
+
+def _cloud_tool(name: str, package: str) -> Check:
+    path = shutil.which(name)
+    if path is not None:
+        return Check(name, "ok", path)
+    text = f"no está: solo hace falta para alquilar una GPU (paquete {package})"
+    return Check(name, "warning", text)
 
 
 def tokenizers() -> Check:

@@ -35,6 +35,12 @@ def follow(run: Run, provider: Provider, *, as_json: bool = False) -> int:
     return report_end(run, provider, state, status, as_json=as_json)
 
 
+def wait_for_end(run: Run, provider: Provider) -> tuple[State, Status]:
+    """Show progress until the run ends, and its end. Ctrl-C leaves it working."""
+    with _display(sys.stderr) as show:
+        return _watch(run, provider, show)
+
+
 def report_end(
     run: Run, provider: Provider, state: State, status: Status, *, as_json: bool = False
 ) -> int:
@@ -53,7 +59,9 @@ def report_end(
     messages = {
         "failed": f"«{run.id}» falló: {status.message or 'el registro dice por qué'}",
         "stopped": f"«{run.id}» se detuvo. {status.message or 'Su estado quedó guardado.'}",
-        "dead": f"«{run.id}» murió: su proceso desapareció sin despedirse.",
+        "dead": f"«{run.id}» murió: su proceso desapareció sin despedirse."
+        if run.provider == "local"
+        else f"«{run.id}» se quedó sin máquina: {status.message}",
     }
     note(messages[state])
     if state != "stopped":
@@ -66,18 +74,23 @@ def report_end(
 
 def detached_text(run: Run) -> str:
     """What to know when leaving a run that goes on."""
-    return (
+    text = (
         f"La ejecución «{run.id}» sigue en marcha.\n"
         f"  verla:     elchat status {run.id}      elchat logs -f {run.id}\n"
         f"  detenerla: elchat stop {run.id}"
     )
+    if run.provider != "local":
+        from cli.cloud import show
+
+        text = "\n".join(filter(None, [text, show.going_on(run)]))
+    return text
 
 
 def _watch(
     run: Run, provider: Provider, show: Callable[[State, Status], None]
 ) -> tuple[State, Status]:
     while True:
-        state, status = provider.status(run)
+        state, status = provider.advance(run)
         if state in ENDED:
             # The last word may have been written between the two readings.
             return provider.status(run)

@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from cli import log_tail
 from cli.processes import ROOT, compute_env, script_env, worker_argv
+from cli.providers import Terms
 from elchat.errors import ProviderError, RunError
 from elchat.runs import Run, State, Status, is_process_alive
 
@@ -51,7 +53,7 @@ class LocalProvider:
         self._term_s = term_s
         self._children: dict[Path, subprocess.Popen] = {}
 
-    def submit(self, run: Run) -> None:
+    def submit(self, run: Run, terms: Terms | None = None) -> None:
         process = self._start(run)
         deadline = time.monotonic() + self._first_sign_s
         while time.monotonic() < deadline:
@@ -62,7 +64,7 @@ class LocalProvider:
             if code is not None:
                 raise ProviderError(
                     f"El proceso de «{run.id}» murió al arrancar (código {code}). "
-                    f"Final de su registro ({run.log_path}):\n{_tail_text(run, 8)}",
+                    f"Final de su registro ({run.log_path}):\n{log_tail.text(run, 8)}",
                     hint=f"Arreglado el problema, sigue con: elchat resume {run.id}",
                 )
             time.sleep(POLL_S)
@@ -76,25 +78,13 @@ class LocalProvider:
             state = "dead"
         return state, run.status()
 
+    def advance(self, run: Run) -> tuple[State, Status]:
+        return self.status(run)
+
     def logs(
         self, run: Run, *, lines: int | None, follow: bool, until: Callable[[], bool] | None = None
     ) -> Iterator[str]:
-        found, partial, position = _tail(run, lines)
-        yield from found
-        while follow:
-            is_last = until is not None and until()
-            if run.log_path.exists():
-                with open(run.log_path, "rb") as handle:
-                    handle.seek(position)
-                    partial += handle.read()
-                    position = handle.tell()
-            *whole, partial = partial.split(b"\n")
-            yield from map(_decode, whole)
-            if is_last:
-                break
-            time.sleep(POLL_S)
-        if partial:
-            yield _decode(partial)
+        return log_tail.lines(run, count=lines, follow=follow, until=until)
 
     def stop(
         self, run: Run, *, now: bool = False, on_wait: Callable[[State, Status], None] | None = None
@@ -121,7 +111,7 @@ class LocalProvider:
             state = "stopped"
         return state
 
-    def resume(self, run: Run) -> None:
+    def resume(self, run: Run, terms: Terms | None = None) -> None:
         state, _ = self.status(run)
         if state in ALIVE:
             raise RunError(
@@ -251,31 +241,3 @@ def _locked_pid(run: Run) -> int | None:
         return None
     text = (run.path / "control" / "worker.lock").read_text().strip()
     return int(text) if text.isdigit() else None
-
-
-def _tail(run: Run, lines: int | None) -> tuple[list[str], bytes, int]:
-    """Last whole lines of the log, the unfinished one, and where reading ended.
-
-    Reads at most the last MB when a number of lines is given.
-    """
-    if not run.log_path.exists():
-        return [], b"", 0
-    with open(run.log_path, "rb") as handle:
-        if lines is not None:
-            size = handle.seek(0, os.SEEK_END)
-            handle.seek(max(0, size - (1 << 20)))
-        *whole, partial = handle.read().split(b"\n")
-        position = handle.tell()
-    if lines is not None:
-        whole = whole[-lines:] if lines > 0 else []
-    return [_decode(line) for line in whole], partial, position
-
-
-def _tail_text(run: Run, lines: int) -> str:
-    found, partial, _ = _tail(run, lines)
-    found += [_decode(partial)] if partial else []
-    return "\n".join(f"    {line}" for line in found) or "    (vacío)"
-
-
-def _decode(line: bytes) -> str:
-    return line.decode("utf-8", errors="replace")

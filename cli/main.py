@@ -2,7 +2,7 @@
 
 Nothing heavy is imported here: `elchat --help` must answer at once, so each command is a module of
 `cli.commands` that is imported when it is called. Exit codes: 0 done, 1 failed, 2 a mistake in
-what was asked, others in `elchat.errors`, 70 a bug of ours, 130 Ctrl-C.
+what was asked (or a refused key), others in `elchat.errors`, 70 a bug of ours, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -32,19 +32,25 @@ INTERRUPTED_EXIT_CODE = 130
 COMMANDS: Mapping[str, str] = {
     "train": "Entrena un modelo según una configuración.",
     "status": "Muestra cómo va una ejecución.",
+    "watch": "Vigila una ejecución a pantalla completa: curvas, cifras y muestras.",
     "logs": "Muestra el registro de una ejecución.",
     "stop": "Detiene una ejecución guardando su estado.",
     "resume": "Continúa una ejecución detenida, fallida o muerta.",
+    "attach": "Vuelve a seguir una ejecución hasta el final.",
     "runs": "Lista las ejecuciones de esta máquina.",
     "report": "Escribe el informe de una ejecución, o compara varias.",
     "export": "Exporta un modelo a Hugging Face, GGUF u Ollama.",
     "data": "Enseña lo que verá el modelo: tokens, máscara y empaquetado.",
     "chat": "Conversa en la terminal con el resultado.",
+    "serve": "Sirve la página y la API, compatible con la de OpenAI.",
     "eval": "Mide un modelo con tareas en español y bits por byte.",
     "ship": "Dice si el resultado es mejor que su base: sale con 0 sí, 2 no, 3 no se sabe.",
     "estimate": "Calcula memoria, tiempo y dólares antes de empezar.",
     "autonomy": "Mide y enseña la autonomía estructural de un modelo.",
     "replay": "Repite una conversación grabada y la compara byte a byte.",
+    "sweep": "Elige tasa y vueltas probando unas pocas con pocos datos.",
+    "cost": "Compara lo calculado con lo que RunPod ha facturado.",
+    "reaper": "Borra las máquinas alquiladas que pasan de su hora límite.",
     "models": "Lista, descarga, verifica y borra modelos de partida.",
     "config": "Muestra y comprueba configuraciones.",
     "doctor": "Comprueba que esta máquina está lista.",
@@ -127,17 +133,50 @@ def main(
         if hasattr(error, "format_message"):
             return _report_usage(error)
         return _report_bug(error, debug)
+    finally:
+        _warn_of_strays(words)
     if code == INTERRUPTED_EXIT_CODE:
         print("\nInterrumpido.", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
+def _warn_of_strays(words: Sequence[str]) -> None:
+    """One line about rented machines nobody looks after: from a file, never from the network."""
+    if "--help" in words or "--version" in words or "--all" in words:
+        return
+    home = os.environ.get("ELCHAT_HOME") or os.path.expanduser("~/.elchat")
+    has_key = os.environ.get("RUNPOD_API_KEY", "").strip()
+    if not has_key and not os.path.exists(os.path.join(home, "cloud", "strays.json")):
+        return
+    import time
+
+    from cli.cloud import strays
+
+    try:
+        text = strays.warning(time.time())
+        strays.renew_in_background(time.time())
+    except Exception:  # a warning must not break the command it follows
+        return
+    if text:
+        print(text, file=sys.stderr)
+
+
+def _without_key(text: str) -> str:
+    """A text without the account key, whatever put it there."""
+    key = os.environ.get("RUNPOD_API_KEY", "").strip()
+    return text.replace(key, "(clave)") if key else text
+
+
+def _print_trace(error: Exception) -> None:
+    print(_without_key("".join(traceback.format_exception(error))), file=sys.stderr)
+
+
 def _report_error(error: ElchatError, debug: bool) -> int:
     if debug:
-        traceback.print_exception(error)
-    print(f"Error: {error}", file=sys.stderr)
+        _print_trace(error)
+    print(_without_key(f"Error: {error}"), file=sys.stderr)
     if error.hint:
-        print(f"  → {error.hint}", file=sys.stderr)
+        print(_without_key(f"  → {error.hint}"), file=sys.stderr)
     return error.exit_code
 
 
@@ -156,7 +195,7 @@ def _report_usage(error: Any) -> int:
 def _report_bug(error: Exception, debug: bool) -> int:
     """Keep the traceback of an unexpected failure in a file and say where."""
     if debug:
-        traceback.print_exception(error)
+        _print_trace(error)
     import time
 
     from elchat import paths
@@ -164,11 +203,12 @@ def _report_bug(error: Exception, debug: bool) -> int:
     path = paths.home() / "errores" / time.strftime("%Y%m%d-%H%M%S.txt")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        trace = _without_key("".join(traceback.format_exception(error)))
+        path.write_text(trace, encoding="utf-8")
         where = f"el detalle quedó en {path}"
     except OSError:
         where = "el detalle se ve repitiendo la orden con --debug"
-    summary = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    summary = _without_key(f"{type(error).__name__}: {error}").splitlines()[0][:200]
     print(f"Error inesperado de elchat ({summary}); {where}.", file=sys.stderr)
     return BUG_EXIT_CODE
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cli.output import count, dollars, duration, number
-from cli.processes import ROOT
+from cli.output import count, dollars, duration, number, percent
+from cli.processes import ROOT, script_argv, script_env
 from elchat import bases, estimate, hardware, paths
 from elchat import config as config_module
 from elchat.config import Config, SourceSection
@@ -19,6 +19,7 @@ from elchat.errors import ConfigError, DataError
 from elchat.files import format_bytes, free_bytes
 from elchat.model_config import GPTConfig, config_from_hf
 
+MEASURE_S = 300.0
 DEFAULT_CONFIG = Path("configs/training_10usd.yaml")
 
 
@@ -108,22 +109,66 @@ def check(config: Config) -> tuple[list[SourceFound], GPTConfig | None]:
     return sources_found(config), shape
 
 
-def plan(config: Config) -> dict[str, Any]:
-    """The resolved plan of a run, with no side effects (for --dry-run and estimate)."""
+def plan(config: Config, *, is_measured: bool = False) -> dict[str, Any]:
+    """The resolved plan of a run, with no side effects (for --dry-run and estimate).
+
+    Args:
+        is_measured: find memory by running the model without data, which takes some seconds.
+    """
     found, shape = check(config)
-    offers = estimate.offers(config, shape) if shape is not None else []
+    is_local = config.compute.provider == "local"
+    footprint = measure(config, shape) if is_measured and shape is not None else None
+    rented = _by_rows(footprint["gpu"]) if footprint else None
+    offers = estimate.offers(config, shape, measured=rented) if shape is not None else []
     local = None
-    if shape is not None and config.compute.provider == "local":
+    if shape is not None and is_local:
         cores = config.compute.threads or hardware.usable_cores()
         peak = hardware.cpu_peak_tflops(cores, hardware.cpu_flags())
-        local = estimate.on_cpu(config, shape, cores=cores, peak_tflops=peak)
+        known = estimate.Memory(**footprint["cpu"]) if footprint else None
+        local = estimate.on_cpu(config, shape, cores=cores, peak_tflops=peak, measured=known)
     return {
+        "is_measured": footprint is not None,
+        "gpu_memory": rented,
         "config": config,
         "sources": found,
         "shape": shape,
         "offers": offers,
         "local": local,
         "local_gpus": local_gpus() if config.compute.provider == "local" else [],
+    }
+
+
+def measure(config: Config, shape: GPTConfig) -> dict[str, Any] | None:
+    """What `scripts.footprint` finds; None without torch or if it fails: the formula stands in."""
+    asked = {
+        "shape": asdict(shape),
+        "config": config.model_dump(mode="json"),
+        "cpu": config.compute.provider == "local",
+        "gpu": bool(config.compute.gpus),
+    }
+    try:
+        done = subprocess.run(
+            script_argv("scripts.footprint"),
+            input=json.dumps(asked),
+            env=script_env(),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=MEASURE_S,
+            check=True,
+        )
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return None
+    return answer
+
+
+def _by_rows(answer: dict[str, Any] | None) -> dict[bool, estimate.Measured] | None:
+    if not answer:
+        return None
+    return {
+        name == "checkpointed": estimate.Measured(*(estimate.Memory(**one) for one in pair))
+        for name, pair in answer.items()
     }
 
 
@@ -135,6 +180,7 @@ def plan_json(made: dict[str, Any]) -> dict[str, Any]:
         "config_sha256": config.sha256,
         "sources": [asdict(item) for item in made["sources"]],
         "n_params": shape.n_params if shape else None,
+        "is_memory_measured": made["is_measured"],
         "prices_observed": estimate.PRICES_OBSERVED,
         "offers": [_offer_json(item) for item in made["offers"]],
         "local": (asdict(local) | {"memory_bytes": local.memory.total}) if local else None,
@@ -157,6 +203,7 @@ def offer_row(offer: estimate.Offer) -> list[str]:
         number(offer.usd_per_h, 2),
         memory,
         number(offer.tokens_per_s),
+        percent(offer.mfu),
         duration(offer.hours * 3600),
         dollars(offer.usd),
         count(offer.cpt_tokens),
@@ -172,6 +219,7 @@ OFFER_COLUMNS = (
     "$/h",
     "cabe",
     "tokens/s",
+    "MFU",
     "horas",
     "coste",
     "tokens texto",

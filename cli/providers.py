@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from elchat.errors import AuthError, ConfigError, ProviderError
+from elchat.errors import AuthError, ConfigError
 from elchat.runs import Run, State, Status
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the user allows a rented run, over its configuration.
+
+    Attributes:
+        budget_usd: limit of the whole run, in place of the configuration's or the earlier one.
+        max_restarts: machines that may be rented again by themselves after a loss.
+        wait_capacity_s: how long to wait for a free GPU; None gives up at once.
+    """
+
+    budget_usd: float | None = None
+    max_restarts: int = 0
+    wait_capacity_s: float | None = None
 
 
 class Provider(Protocol):
@@ -19,7 +35,7 @@ class Provider(Protocol):
 
     name: str
 
-    def submit(self, run: Run) -> None:
+    def submit(self, run: Run, terms: Terms | None = None) -> None:
         """Start the worker of a new run and return once it lives.
 
         Raises:
@@ -28,6 +44,9 @@ class Provider(Protocol):
 
     def status(self, run: Run) -> tuple[State, Status]:
         """What the run is doing; brings status.json up to date first where it is remote."""
+
+    def advance(self, run: Run) -> tuple[State, Status]:
+        """`status`, and whatever looking after the run asks for now; followers call this."""
 
     def logs(
         self, run: Run, *, lines: int | None, follow: bool, until: Callable[[], bool] | None = None
@@ -43,11 +62,11 @@ class Provider(Protocol):
             ProviderError: it does not end.
         """
 
-    def resume(self, run: Run) -> None:
+    def resume(self, run: Run, terms: Terms | None = None) -> None:
         """Start the worker again on an ended or dead run.
 
         Raises:
-            RunError: the run is alive or already done.
+            RunError: the run is already done, or alive on this machine.
         """
 
     def fetch(self, run: Run) -> Path:
@@ -62,7 +81,6 @@ def get_provider(name: str) -> Provider:
     """The provider a configuration or a run names.
 
     Raises:
-        AuthError: a cloud provider without its key.
         ConfigError: an unknown name.
     """
     if name == "local":
@@ -70,11 +88,9 @@ def get_provider(name: str) -> Provider:
 
         return LocalProvider()
     if name == "runpod":
-        require_runpod_key()
-        raise ProviderError(
-            "El proveedor RunPod todavía no está en esta versión de elchat.",
-            hint="Entrena en esta máquina: elchat train --config configs/training_demo.yaml",
-        )
+        from cli.runpod_provider import RunpodProvider
+
+        return RunpodProvider()
     raise ConfigError(f"No existe el proveedor «{name}»: usa local o runpod.")
 
 

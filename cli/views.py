@@ -25,13 +25,14 @@ def as_dict(run: Run, state: State, status: Status) -> dict[str, Any]:
         "model": str(run.model_path) if state == "done" else None,
         "report": str(report_path(run) or "") or None,
         "next": next_command(run, state),
+        **({} if run.provider == "local" else {"cloud": _show().as_dict(run, time.time())}),
     }
 
 
 def as_fields(run: Run, state: State, status: Status) -> list[tuple[str, str]]:
     """The run for a two-column table."""
     pairs = [
-        ("estado", state_text(state, status)),
+        ("estado", state_text(state, status, is_local=run.provider == "local")),
         ("configuración", f"{run.config_name} ({run.provider})"),
         ("creada", when(run.created)),
         ("etapa", stage_text(status)),
@@ -43,6 +44,8 @@ def as_fields(run: Run, state: State, status: Status) -> list[tuple[str, str]]:
         ("falta", duration(status.eta_s) if state == "running" else "—"),
         ("gasto", spent_text(run, status)),
     ]
+    if run.provider != "local":
+        pairs += _show().as_fields(run, time.time())
     if status.message:
         pairs.append(("mensaje", status.message))
     pairs.append(("carpeta", str(run.path)))
@@ -77,12 +80,15 @@ def progress_line(status: Status) -> str:
     return " · ".join(parts)
 
 
-def state_text(state: State, status: Status) -> str:
+def state_text(state: State, status: Status, *, is_local: bool = True) -> str:
     """The state, with what the reader should know about it."""
     text = STATES[state]
+    if not is_local and state == "dead":
+        return "sin máquina"
     if state == "stalled":
         silence_s = time.time() - status.heartbeat
-        text += f" desde hace {duration(silence_s)} (el proceso vive; lo normal es menos de "
+        alive = "el proceso vive; " if is_local else ""
+        text += f" desde hace {duration(silence_s)} ({alive}lo normal es menos de "
         text += f"{duration(HEARTBEAT_STALE_S)})"
     elif state == "dead":
         text += " (el proceso desapareció sin despedirse)"
@@ -112,6 +118,13 @@ def spent_text(run: Run, status: Status) -> str:
     return dollars(status.usd_spent) + limit
 
 
+def _show() -> Any:
+    """The module about rented runs, which costs its import only when there is one."""
+    from cli.cloud import show
+
+    return show
+
+
 def report_path(run: Run) -> Path | None:
     """The report of a run, in whichever form it was written."""
     for name in ("report.html", "report.md"):
@@ -126,4 +139,4 @@ def next_command(run: Run, state: State) -> str:
         return f"elchat chat {run.id}"
     if state in ("stopped", "failed", "dead"):
         return f"elchat resume {run.id}"
-    return f"elchat logs -f {run.id}"
+    return f"elchat logs -f {run.id}" if run.provider == "local" else f"elchat attach {run.id}"

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from elchat.bases import Family
 from elchat.errors import DataError, TokenizerError
 from elchat.tokenizer import Tokenizer
+from elchat.tools import calculator
 
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")
@@ -38,10 +39,16 @@ STOP_TOKENS: Mapping[Family, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Rendered:
-    """Token ids of a conversation; `is_target[i]` says whether predicting ids[i] is trained."""
+    """A conversation as token ids.
+
+    Attributes:
+        is_target: whether predicting ids[i] is trained.
+        turn_starts: where each user message begins.
+    """
 
     ids: list[int]
     is_target: list[bool]
+    turn_starts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,10 +100,11 @@ class ChatFormat:
         """Write a conversation that `validate_messages` accepts.
 
         Targets are the tokens of each answer and its end of turn; in ChatML the line break that
-        follows is not one.
+        follows is not one, nor is what the calculator completes inside an answer.
         """
         ids: list[int] = []
         is_target: list[bool] = []
+        turn_starts: list[int] = []
 
         def write(part: Iterable[int], target: bool = False) -> None:
             start = len(ids)
@@ -106,14 +114,17 @@ class ChatFormat:
         write(self._prefix)
         for role, content in self._turns(messages):
             if role != "assistant":
+                turn_starts += [len(ids)] if role == "user" else []
                 write(self._turn(role, content))
                 continue
             write(self._header)
-            write([*self.tokenizer.encode(content), self.stop_ids[0]], True)
+            for text, is_written in calculator.split_results(content):
+                write(self.tokenizer.encode(text), is_written)
+            write([self.stop_ids[0]], True)
             write(self._after_turn)
         if add_generation_prompt:
             write(self._header)
-        return Rendered(ids, is_target)
+        return Rendered(ids, is_target, tuple(turn_starts))
 
     def jinja_template(self) -> str:
         """The template exported with the model; rendering it gives the text of `render`."""

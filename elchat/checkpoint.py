@@ -7,7 +7,6 @@ renamed, so a kill at any moment leaves the previous one.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,20 +16,25 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from elchat.checkpoint_files import (
+    FORMAT_VERSION,
+    META_FILE,
+    list_checkpoints,
+    read_meta,
+    verify,
+)
 from elchat.errors import CheckpointError
 from elchat.files import (
     atomic_dir,
-    read_json,
     require_free_space,
     sha256_file,
     sha256_json,
     write_json,
 )
 
-FORMAT_VERSION = 1
-MODEL_FILE, OPTIM_FILE, META_FILE = "model.safetensors", "optim.safetensors", "meta.json"
+__all__ = ["Checkpoint", "list_checkpoints", "load", "load_newest", "prune", "read_meta", "save"]
+MODEL_FILE, OPTIM_FILE = "model.safetensors", "optim.safetensors"
 SHARDS = "dcp"  # folder of a checkpoint that several processes wrote
-NAME = re.compile(r"^step_(\d{6,})$")
 DISK_MARGIN_BYTES = 64 << 20
 
 
@@ -110,14 +114,7 @@ def load(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: truncated, altered, or from another format.
     """
-    meta = read_meta(path)
-    for name, expected in meta["files"].items():
-        try:
-            is_intact = sha256_file(path / name) == expected
-        except OSError:
-            is_intact = False
-        if not is_intact:
-            raise CheckpointError(f"El archivo {path / name} está truncado o cambiado.")
+    meta = verify(path)
     has_optimizer = OPTIM_FILE in meta["files"]
     return Checkpoint(
         path=path,
@@ -151,14 +148,6 @@ def load_newest(root: Path, *, warn: Callable[[str], None]) -> Checkpoint | None
     return None
 
 
-def list_checkpoints(root: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    if not root.is_dir():
-        return []
-    numbered = ((NAME.match(path.name), path) for path in root.iterdir())
-    return [path for match, path in sorted(((int(m[1]), p) for m, p in numbered if m))]
-
-
 def prune(root: Path, *, keep_last: int, keep: Path | None = None) -> None:
     """Delete all but the newest `keep_last` checkpoints and `keep` (the best one)."""
     for path in list_checkpoints(root)[:-keep_last]:
@@ -170,23 +159,3 @@ def remove_leftovers(root: Path) -> None:
     """Delete temporaries of a writer that was killed."""
     for path in root.glob(".step_*.tmp*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """A checkpoint's meta.json, checked against its own digest.
-
-    Raises:
-        CheckpointError: missing, altered, or of another format version.
-    """
-    try:
-        meta = read_json(path / META_FILE)
-        digest = meta.pop("digest")
-    except (OSError, ValueError, KeyError, AttributeError):
-        raise CheckpointError(f"{path / META_FILE} falta o está truncado.") from None
-    if digest != sha256_json(meta):
-        raise CheckpointError(f"{path / META_FILE} está cambiado: su huella no coincide.")
-    if meta["format_version"] != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} es del formato {meta['format_version']}; esta versión lee el {FORMAT_VERSION}."
-        )
-    return meta

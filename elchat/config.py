@@ -156,6 +156,9 @@ class StageSection(Section):
     max_minutes: Positive | None = Field(
         None, description="Tope de tiempo; la tasa baja dentro de él"
     )
+    early_stop_patience: int = Field(
+        0, ge=0, description="Mediciones seguidas sin mejorar antes de parar con lo mejor; 0, nunca"
+    )
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> StageSection:
@@ -250,6 +253,9 @@ class EvaluationSection(Section):
         default_factory=lambda: ["¿Quién eres?"], description="Preguntas de muestra del informe"
     )
     sample_max_new_tokens: PositiveInt = Field(64, description="Largo máximo de cada muestra")
+    sinks: list[Literal["tensorboard", "trackio"]] = Field(
+        default_factory=list, description="Otros sitios donde ver las métricas (extras opcionales)"
+    )
 
 
 class ExportSection(Section):
@@ -283,6 +289,12 @@ class ComputeSection(Section):
     budget_usd: Positive | None = Field(None, description="Límite duro de gasto, en dólares")
     expected_hours: Positive | None = Field(None, description="Horas previstas")
     disk_gb: PositiveInt = Field(60, description="Disco de la máquina alquilada, en GB")
+    pull_minutes: Positive = Field(
+        30.0, description="Minutos entre copias verificadas de los puntos de guardado a casa"
+    )
+    grace_minutes: Positive = Field(
+        120.0, description="Minutos que la máquina espera a que se recoja el resultado"
+    )
 
     @model_validator(mode="after")
     def _cloud_needs_budget(self) -> ComputeSection:

@@ -10,10 +10,13 @@ ElchatError
 ├── TrainingError          the loop gave up (non-finite loss, divergence)
 ├── DiskError              no space left
 ├── NetworkError           an address did not answer
+├── QueueFullError         the engine has all the requests it takes
 └── ProviderError          where a run executes
     ├── AuthError          a missing or refused key
+    ├── BudgetError        the plan could pass the budget
     ├── NoCapacityError    no machine to rent
-    └── BudgetError        the plan could pass the budget
+    ├── BalanceError       the account has no money left
+    └── TransferError      what came over the wire is not what was sent
 """
 
 from __future__ import annotations
@@ -88,6 +91,12 @@ class NetworkError(ElchatError):
     exit_code = 8
 
 
+class QueueFullError(ElchatError):
+    """The engine already has as many waiting requests as it takes."""
+
+    exit_code = 11
+
+
 class ProviderError(ElchatError):
     """The place where runs execute refused or failed."""
 
@@ -100,11 +109,25 @@ class AuthError(ProviderError):
     exit_code = 2
 
 
-class NoCapacityError(ProviderError):
-    """No machine could be rented."""
-
-
 class BudgetError(ProviderError):
     """A plan could pass the budget."""
 
     exit_code = 10
+
+
+class NoCapacityError(ProviderError):
+    """No machine could be rented."""
+
+    exit_code = 11
+
+
+class BalanceError(ProviderError):
+    """The cloud account has no money left."""
+
+    exit_code = 12
+
+
+class TransferError(ProviderError):
+    """A file arrived damaged or did not arrive."""
+
+    exit_code = 13

@@ -14,11 +14,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from elchat import hardware
-from elchat.config import Config
+from elchat.config import Config, StageSection
 from elchat.hardware import Gpu
 from elchat.model_config import GPTConfig
 
@@ -116,6 +116,23 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Memory of passes of one and of two rows, from the real model on tensors without data.
+
+    Attributes:
+        one, two: by kind; what is not state grows with the rows.
+    """
+
+    one: Memory
+    two: Memory
+
+    def at(self, rows: int) -> Memory:
+        """Memory of a pass of `rows` rows."""
+        first, second = asdict(self.one), asdict(self.two)
+        return Memory(**{k: first[k] + (rows - 1) * (second[k] - first[k]) for k in first})
+
+
+@dataclass(frozen=True)
 class Fit:
     """How a model fits a GPU: the state layout, the rows per pass and whether it recomputes."""
 
@@ -139,6 +156,7 @@ class Offer:
     cloud: Cloud
     usd_per_h: float
     tokens_per_s: float
+    mfu: float
     hours: float
     usd: float
     cpt_tokens: float
@@ -187,14 +205,23 @@ def fit(
     shape: GPTConfig,
     context_tokens: int,
     layouts: Iterable[Layout] = TRAINER_LAYOUTS,
+    measured: Mapping[bool, Measured] | None = None,
 ) -> Fit | None:
     """The first layout that holds at least one row, without recomputation if possible.
+
+    Args:
+        measured: by whether activations are recomputed; takes the place of the formula.
 
     Worked example: Qwen2.5-0.5B at 2,048 tokens on 24 GB in layout A: (22 - 1.4) / 1.06 GiB for
     tensors, 8.3 of state and 1.4 of logits leave 9.7; one row keeps 1.85, so 5 rows.
     """
     room = (usable_vram_gib(gpu) - GPU_CONTEXT_GIB) / FRAGMENTATION * GIB
-    for checkpointed in (False, True):
+    for checkpointed, known in (measured or {}).items():
+        per_row = known.two.total - known.one.total
+        rows = 1 + int((room - known.one.total) // per_row)
+        if rows >= 1:
+            return Fit(TRAINER_LAYOUTS[0], rows, checkpointed)
+    for checkpointed in () if measured else (False, True):
         for layout in layouts:
             one = memory(shape, layout, context_tokens, checkpointed=checkpointed)
             rows = int((room - (one.total - one.activations)) // one.activations)
@@ -253,8 +280,12 @@ def offers(
     shape: GPTConfig,
     *,
     prices: Mapping[str, tuple[float | None, float | None]] = OBSERVED_USD_PER_H,
+    measured: Mapping[bool, Measured] | None = None,
 ) -> list[Offer]:
     """Every candidate GPU of a configuration in its admitted clouds, in the configured order.
+
+    Args:
+        measured: see `fit`.
 
     Raises:
         ConfigError: a GPU that is not in the table.
@@ -264,22 +295,36 @@ def offers(
         for cloud in config.compute.cloud:
             price = prices[gpu.id][0 if cloud == "secure" else 1]
             if price is not None:
-                found.append(_offer(config, shape, gpu, cloud, price))
+                found.append(_offer(config, shape, gpu, cloud, price, measured))
     return found
 
 
-def on_cpu(config: Config, shape: GPTConfig, *, cores: int, peak_tflops: float) -> LocalPlan:
-    """Time and memory of a run on a CPU, from its matmul peak."""
-    stages = _stages(config)
-    context = max(stage.context_tokens for stage in stages)
+def cpu_rows(config: Config) -> int:
+    """Sequences of one pass on a CPU."""
+    return config.training.micro_batch_rows or 2
+
+
+def on_cpu(
+    config: Config,
+    shape: GPTConfig,
+    *,
+    cores: int,
+    peak_tflops: float,
+    measured: Memory | None = None,
+) -> LocalPlan:
+    """Time and memory of a run on a CPU, from its matmul peak.
+
+    Args:
+        measured: memory of a pass of `cpu_rows`, instead of the formula's.
+    """
+    context = longest(config).context_tokens
     is_wide = peak_tflops / cores > CPU_WIDE_TFLOPS_PER_CORE
     fraction = CPU_FRACTION_WIDE if is_wide else CPU_FRACTION_NARROW
     rate = fraction * peak_tflops * 1e12 / shape.train_flops_per_token(context)
-    rows = config.training.micro_batch_rows or 2
-    needed = memory(
+    needed = measured or memory(
         shape,
         "A",
-        rows * context,
+        cpu_rows(config) * context,
         checkpointed=config.training.activation_checkpointing,
         bytes_per_value=4,
     )
@@ -297,9 +342,16 @@ def on_cpu(config: Config, shape: GPTConfig, *, cores: int, peak_tflops: float) 
     )
 
 
-def _offer(config: Config, shape: GPTConfig, gpu: Gpu, cloud: Cloud, price: float) -> Offer:
-    context = max(stage.context_tokens for stage in _stages(config))
-    how = fit(gpu, shape, context)
+def _offer(
+    config: Config,
+    shape: GPTConfig,
+    gpu: Gpu,
+    cloud: Cloud,
+    price: float,
+    measured: Mapping[bool, Measured] | None,
+) -> Offer:
+    context = longest(config).context_tokens
+    how = fit(gpu, shape, context, measured=measured)
     rate = tokens_per_s(gpu, shape, context, checkpointed=how.is_checkpointed if how else False)
     hourly = price + config.compute.disk_gb * DISK_USD_PER_GB_MONTH / HOURS_PER_MONTH
     budget = config.compute.budget_usd
@@ -316,6 +368,7 @@ def _offer(config: Config, shape: GPTConfig, gpu: Gpu, cloud: Cloud, price: floa
         cloud=cloud,
         usd_per_h=price,
         tokens_per_s=rate,
+        mfu=rate * shape.train_flops_per_token(context) / (gpu.peak_tflops * 1e12),
         hours=hours,
         usd=hours * hourly,
         cpt_tokens=cpt,
@@ -337,7 +390,12 @@ def _split(config: Config, tokens: float) -> tuple[float, float]:
     return min(tokens - sft, training.cpt.max_tokens or math.inf), sft
 
 
-def _stages(config: Config) -> Sequence:
+def longest(config: Config) -> StageSection:
+    """The enabled stage with the longest sequences: the one that decides the memory."""
+    return max(_stages(config), key=lambda stage: stage.context_tokens)
+
+
+def _stages(config: Config) -> Sequence[StageSection]:
     training = config.training
     return [stage for stage in (training.cpt, training.sft) if stage.enabled]
 

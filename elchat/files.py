@@ -16,6 +16,7 @@ from typing import Any
 from elchat.errors import DiskError
 
 HASH_CHUNK_BYTES = 1 << 22
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit of the process
 
 
 def fsync_dir(path: Path) -> None:
@@ -145,8 +146,8 @@ def raise_if_disk_full(error: Exception, path: Path) -> None:
 
     safetensors wraps the system's error in a class of its own, so its text is looked at too.
     """
-    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    if is_full or "os error 28" in str(error):
+    is_full = getattr(error, "errno", None) in NO_ROOM
+    if is_full or any(f"os error {number})" in str(error) for number in NO_ROOM):
         raise DiskError(
             f"El disco se llenó al escribir {path}; lo anterior sigue intacto.",
             hint="Libera espacio o elige otra carpeta con ELCHAT_HOME y repite: elchat resume",

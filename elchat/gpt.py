@@ -69,15 +69,15 @@ class AttentionPlan:
 
     Attributes:
         cos_BT1D, sin_BT1D: rotation tables, broadcast over heads.
-        mask_11TS: True where attention is allowed, for all rows or ([B, 1, T, S]) for each; None
-            means plain causal (or a single query).
+        mask_B1TS: True where attention is allowed (B may be 1); None means plain causal, or a
+            single query.
         is_causal: passed to SDPA when there is no mask.
         segments: documents packed in the rows, or None.
     """
 
     cos_B1TD: Tensor
     sin_B1TD: Tensor
-    mask_11TS: Tensor | None
+    mask_B1TS: Tensor | None
     is_causal: bool
     segments: Segments | None = None
 
@@ -123,7 +123,7 @@ class Attention(nn.Module):
                 q,
                 k,
                 v.to(q.dtype),
-                attn_mask=plan.mask_11TS,
+                attn_mask=plan.mask_B1TS,
                 is_causal=plan.is_causal,
                 enable_gqa=self.n_heads != self.n_kv_heads,
             )
@@ -353,14 +353,15 @@ class GPT(nn.Module):
         t, device = ids_BT.shape[1], ids_BT.device
         if positions_BT is None:
             positions_BT = torch.arange(past, past + t, device=device)[None]
-        cos, sin = self._rotations(positions_BT)
+        cos, sin = self.rotations(positions_BT)
         mask = None if mask_BTS is None else mask_BTS[:, None]
         if mask is None and segments is None and past and t > 1:
             query = torch.arange(past, past + t, device=device)
             mask = (query[:, None] >= torch.arange(past + t, device=device))[None, None]
         return AttentionPlan(cos, sin, mask, is_causal=mask is None and t > 1, segments=segments)
 
-    def _rotations(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def rotations(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions' angles, each [B, 1, T, D], the halves repeated."""
         if self._inv_freq is None or self._inv_freq.device != positions_BT.device:
             self._inv_freq = rope_inv_freq(self.config).to(positions_BT.device)
         angles_BTD = positions_BT[..., None].float() * self._inv_freq.repeat(2)

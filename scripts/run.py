@@ -55,6 +55,8 @@ def work(run_dir: Path, only: str | None = None) -> int:
         usd_limit=config.compute.budget_usd,
     )
     reporter.install_signals()
+    if parallel.is_main:
+        reporter.open_sinks(config.evaluation.sinks)
     code = attempt(Worker(run, config, reporter, parallel), only)
     parallel.close()
     return 0 if parallel.world > 1 and code != UNEXPECTED else code

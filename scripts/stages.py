@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from elchat import checkpoint, hub, report
+from elchat import checkpoint, hub, rental, report
 from elchat.config import Config, StageSection
 from elchat.data.loader import Batch, PackedLoader, heldout_batches
 from elchat.data.prepare import PreparationStopped, Progress, prepare
@@ -148,6 +148,7 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
             ),
             reload_initial=functools.partial(initial_state, worker, stage),
             knobs=autonomy_stages.knobs_of(config, stage, model, skippable(worker)),
+            left_s=functools.partial(rented_time_left, worker, stage),
             **known_scores(worker, stage),
             parallel=worker.parallel,
             sharding=config.compute.sharding,
@@ -504,6 +505,15 @@ def known_scores(worker: Worker, stage: TrainedStage) -> dict[str, Any]:
     return {"before": progress["after"], "eval_seconds": progress["eval_seconds"]}
 
 
+def rented_time_left(worker: Worker, stage: TrainedStage) -> float | None:
+    """Seconds this stage may still train on a rented machine; None on one's own."""
+    rented = rental.load(worker.run.path)
+    if rented is None:
+        return None
+    is_sft_to_come = stage == "cpt" and "sft" in enabled_stages(worker.config)
+    return rented.left_s(time.time(), is_sft_to_come=is_sft_to_come)
+
+
 def previous_stage(worker: Worker, stage: TrainedStage) -> TrainedStage | None:
     """The stage whose weights this one starts from, or None for the base model."""
     return "cpt" if stage == "sft" and "cpt" in enabled_stages(worker.config) else None
@@ -524,6 +534,7 @@ def final_checkpoint(worker: Worker, stage: TrainedStage) -> checkpoint.Checkpoi
     """What a finished stage left, read once and verified."""
     found = checkpoint.load_newest(worker.run.checkpoints_path / stage, warn=worker.reporter.log)
     if found is None or not found.meta["is_final"]:
+        worker.marker(stage).unlink(missing_ok=True)  # damaged since: what the sentence promises
         raise ModelError(f"La etapa {stage} no dejó sus pesos finales: elchat resume la repite.")
     return found
 
@@ -536,5 +547,6 @@ def load_result(worker: Worker, loaded: LoadedModel) -> None:
 
 def replies_of(loaded: LoadedModel, config: Config, prompts: list[str]) -> list[str]:
     """Greedy replies of a loaded model."""
-    engine = Engine(loaded.model, loaded.tokenizer, loaded.chat, max_tokens=1024)
+    # In torch: the model goes on to be exported, and nobody may repack it.
+    engine = Engine(loaded.model, loaded.tokenizer, loaded.chat, context_tokens=1024, compile=False)
     return sample_replies(engine, prompts, max_new_tokens=config.evaluation.sample_max_new_tokens)

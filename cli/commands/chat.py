@@ -29,12 +29,36 @@ def chat(
         int | None, typer.Option(metavar="N", help="Semilla: repite la misma conversación.")
     ] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXTO", help="Mensaje de sistema.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", metavar="TEXTO", help="Responde a esto y termina."),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="PESOS", help="fp32, bf16, int8, int4 o auto (lo normal)."),
+    ] = None,
+    tools: Annotated[bool, typer.Option("--tools", help="Deja que use la calculadora.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="La respuesta como un objeto JSON.")
+    ] = False,
+    as_jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Cada suceso como una línea JSON.")
+    ] = False,
+    is_plain: Annotated[bool, typer.Option("--plain", help="Sin colores.")] = False,
 ) -> None:
     """Conversa en la terminal con el resultado."""
     from cli.processes import run_script
 
-    given = {"--temperature": temperature, "--seed": seed, "--system": system}
+    given = {
+        "--temperature": temperature,
+        "--seed": seed,
+        "--system": system,
+        "--prompt": prompt,
+        "--weights": weights,
+    }
+    flags = {"--tools": tools, "--json": as_json, "--jsonl": as_jsonl, "--plain": is_plain}
     extra = [f"{key}={value}" for key, value in given.items() if value is not None]
+    extra += [flag for flag, is_on in flags.items() if is_on]
     raise typer.Exit(run_script("scripts.chat_cli", resolve(target), *extra))
 
 

@@ -34,7 +34,7 @@ def logs(
     place = provider_for(ctx.obj, run.provider)
 
     def has_ended() -> bool:
-        return place.status(run)[0] in follow.ENDED
+        return place.advance(run)[0] in follow.ENDED
 
     try:
         for line in place.logs(run, lines=lines, follow=is_followed, until=has_ended):

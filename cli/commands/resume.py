@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cli import terms
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -25,11 +26,15 @@ def resume(
             help="Mostrar el progreso hasta el final, o dejarla trabajando y volver.",
         ),
     ] = True,
+    budget: terms.Budget = None,
+    max_restarts: terms.MaxRestarts = 0,
+    wait_capacity: terms.WaitCapacity = None,
     as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
 ) -> None:
     """Continúa una ejecución detenida, fallida o muerta.
 
-    Sigue desde el último punto guardado y verificado; lo que ya estaba hecho no se repite.
+    Sigue desde el último punto guardado y verificado; lo que ya estaba hecho no se repite. En la
+    nube alquila otra máquina con lo que queda del límite de gasto.
     """
     from cli import follow, output, views
     from cli.providers import provider_for
@@ -37,7 +42,13 @@ def resume(
 
     run = runs.find(name)
     place = provider_for(ctx.obj, run.provider)
-    place.resume(run)
+    if run.provider == "local" and (budget or max_restarts or wait_capacity):
+        output.note("AVISO: --budget, --max-restarts y --wait-capacity solo cuentan en la nube.")
+    try:
+        place.resume(run, terms.make(max_restarts, wait_capacity, budget))
+    except KeyboardInterrupt:
+        output.note("\n" + follow.detached_text(run))
+        return
     if not as_json:
         output.say(f"Continúa «{run.id}»")
     if is_followed:

@@ -53,9 +53,11 @@ def runs(
 
 
 def _look(injected, run):
-    """State and status; a run in a cloud we cannot ask is told from its own files."""
+    """State and status; a rented run is told from its own files, without asking anybody."""
     from cli.providers import provider_for
 
     if run.provider == "local":
         return provider_for(injected, "local").status(run)
-    return run.state(), run.status()
+    from cli.cloud import record
+
+    return record.state_of(run, record.load(run)), run.status()

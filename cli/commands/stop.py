@@ -20,6 +20,17 @@ def stop(
         str | None,
         typer.Argument(metavar="EJECUCIÓN", help="Nombre o comienzo; sin él, la más reciente."),
     ] = None,
+    is_all: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="Todas las ejecuciones en marcha y todas las máquinas alquiladas por elchat, "
+            "también las que ninguna ejecución de aquí conoce.",
+        ),
+    ] = False,
+    is_confirmed: Annotated[
+        bool, typer.Option("--yes", "-y", help="Con --all, no preguntar.")
+    ] = False,
     is_now: Annotated[
         bool,
         typer.Option(
@@ -33,6 +44,11 @@ def stop(
     from cli.providers import provider_for
     from elchat import runs
 
+    if is_all:
+        from cli.cloud import stop_all
+
+        stop_all.run(ctx.obj, is_now=is_now, is_confirmed=is_confirmed, as_json=as_json)
+        return
     run = runs.find(name)
     place = provider_for(ctx.obj, run.provider)
     last_note = time.monotonic()

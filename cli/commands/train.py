@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cli import terms
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -55,6 +57,8 @@ def train(
     is_dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Mostrar el plan completo sin empezar nada.")
     ] = False,
+    max_restarts: terms.MaxRestarts = 0,
+    wait_capacity: terms.WaitCapacity = None,
     as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
 ) -> None:
     """Entrena un modelo según una configuración.
@@ -67,14 +71,23 @@ def train(
 
     resolved = preflight.load_config(config, overrides or [], provider)
     if is_dry_run:
-        _show_plan(resolved, name, as_json)
+        _show_plan(resolved, name, as_json, ctx.obj)
         return
+    granted = terms.make(max_restarts, wait_capacity)
     place = provider_for(ctx.obj, resolved.compute.provider)
     preflight.check(resolved)
+    if resolved.compute.provider == "runpod":
+        _agree(place, resolved, is_confirmed, as_json)
+    elif max_restarts or wait_capacity:
+        output.note("AVISO: --max-restarts y --wait-capacity solo cuentan en la nube.")
     run = runs.create(resolved, provider=resolved.compute.provider, name=name)
     if not as_json:
         output.say(f"Ejecución «{run.id}» en {run.path}")
-    place.submit(run)
+    try:
+        place.submit(run, granted)
+    except KeyboardInterrupt:
+        output.note("\n" + follow.detached_text(run))
+        return
     if is_followed:
         raise typer.Exit(follow.follow(run, place, as_json=as_json))
     if as_json:
@@ -83,15 +96,47 @@ def train(
         output.say(follow.detached_text(run))
 
 
-def _show_plan(resolved: Any, name: str | None, as_json: bool) -> None:
+def _agree(place: Any, resolved: Any, is_confirmed: bool, as_json: bool) -> None:
+    """Show what renting would cost and have it confirmed.
+
+    Raises:
+        ConfigError: nobody is there to confirm, and --yes was not given.
+    """
+    from cli import output
+    from cli.cloud import show
+    from elchat.errors import ConfigError
+
+    asked = place.quote(resolved)
+    if not as_json:
+        show.print_quote(
+            asked.offers,
+            budget_usd=resolved.compute.budget_usd,
+            balance_usd=asked.balance_usd,
+            label="precios de ahora mismo",
+        )
+    if is_confirmed:
+        return
+    if not (sys.stdin.isatty() and output.is_terminal()):
+        raise ConfigError(
+            "Alquilar una GPU cuesta dinero y aquí no hay nadie a quien preguntar.",
+            hint="Si estás de acuerdo con las ofertas, repite la orden con --yes.",
+        )
+    limit = output.dollars(resolved.compute.budget_usd)
+    if not typer.confirm(f"¿Alquilar y entrenar, gastando como mucho {limit}?", default=False):
+        raise typer.Abort()
+
+
+def _show_plan(resolved: Any, name: str | None, as_json: bool, injected: Any) -> None:
     from cli import output, preflight
     from cli.commands.estimate import show_costs
     from elchat import paths
     from elchat.files import format_bytes, free_bytes
 
     made = preflight.plan(resolved)
+    rented = _rented_plan(resolved, injected) if resolved.compute.provider == "runpod" else None
     if as_json:
-        output.print_json(preflight.plan_json(made))
+        request = {"cloud": rented.as_json()} if rented else {}
+        output.print_json(preflight.plan_json(made) | request)
         return
     folder = paths.runs_dir() / (name or f"{resolved.name}-FECHA-HORA")
     shape = made["shape"]
@@ -112,10 +157,21 @@ def _show_plan(resolved: Any, name: str | None, as_json: bool) -> None:
         "Fuentes", preflight.SOURCE_COLUMNS, [preflight.source_row(s) for s in made["sources"]]
     )
     output.say()
-    show_costs(made)
+    if rented is not None:
+        rented.show()
+    else:
+        show_costs(made)
     output.say()
     output.say("Configuración resuelta:")
     output.say(resolved.to_yaml().rstrip())
+
+
+def _rented_plan(resolved: Any, injected: Any) -> Any:
+    """Offers and the very request that would rent the first one."""
+    from cli.cloud import dry_run
+    from cli.providers import provider_for
+
+    return dry_run.make(resolved, provider_for(injected, "runpod"))
 
 
 def _stages(resolved: Any) -> list[str]:

@@ -18,8 +18,8 @@ from elchat.evaluation import stats
 from elchat.evaluation.documents import LANGUAGES
 from elchat.evaluation.results import SCHEMA, load_figures, load_rows
 from elchat.files import write_json
+from elchat.forgetting import MAX_ENGLISH_RISE
 
-MAX_ENGLISH_RISE = 0.03  # of bits per byte: beyond it the model forgets English
 ALPHA = 0.05
 Verdict = Literal["mejor", "peor", "sin evidencia"]
 

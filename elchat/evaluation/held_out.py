@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 
 import torch
 
 from elchat.data.loader import Batch
-from elchat.engine import Engine
+from elchat.engine import Engine, Request
+from elchat.errors import ModelError
 from elchat.gpt import GPT
 from elchat.sampling import SamplingParams
+from elchat.scheduler import Scheduler
 from elchat.training.device import ComputePlan
 from elchat.training.loss import summed_cross_entropy
 
@@ -63,7 +66,12 @@ def score_languages(
 def sample_replies(engine: Engine, prompts: list[str], *, max_new_tokens: int) -> list[str]:
     """Greedy replies to single questions: the same weights always give the same text."""
     params = SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens)
-    return [
-        "".join(piece.text for piece in engine.reply([{"role": "user", "content": p}], params))
-        for p in prompts
-    ]
+    replies = []
+    with closing(Scheduler(engine, max_rows=1, max_queue=1)) as scheduler:
+        for text in prompts:
+            prompt = engine.prompt([{"role": "user", "content": text}], max_new_tokens)
+            events = list(scheduler.run(Request(prompt.ids, params, engine.stop_ids)))
+            if events[-1].error is not None:
+                raise ModelError(events[-1].error)
+            replies.append("".join(event.text for event in events))
+    return replies

@@ -8,10 +8,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from elchat import forgetting
 from elchat.report.facts import LABELS, LANGUAGES, Facts, Score
 from elchat.report.reading import figure, items, mapping
 
-FORGETTING_ALARM = 0.03  # relative rise of English bits per byte that deserves a warning
 VISIBLE_GAIN = 0.01  # relative fall of Spanish bits per byte below which nothing is promised
 
 Judgement = Literal["mejor", "peor", "sin evidencia"]
@@ -58,17 +58,21 @@ def verdict(facts: Facts) -> Verdict:
         "peor": f"El modelo {what} peor que su base{where}.",
         "sin evidencia": "No hay evidencia de que el modelo sea mejor que su base en español.",
     }[judgement]
-    forgets = is_forgetting(english)
-    if forgets:
-        points.append("Aviso: olvida inglés; añade texto inglés a la mezcla o baja la tasa.")
-    return Verdict(judgement, headline, points, _advice(facts, judgement, forgets))
+    alarm = forgetting.alarm(*_ends(english))
+    if alarm is not None:
+        points.append(f"Aviso: {alarm}.")
+    return Verdict(judgement, headline, points, _advice(facts, judgement, alarm is not None))
 
 
 def is_forgetting(english: list[Score]) -> bool:
     """Whether English got clearly worse."""
+    return forgetting.alarm(*_ends(english)) is not None
+
+
+def _ends(english: list[Score]) -> tuple[dict[str, float], dict[str, float]]:
     if len(english) < 2:
-        return False
-    return english[-1].value > english[0].value * (1 + FORGETTING_ALARM)
+        return {}, {}
+    return {"en": english[0].value}, {"en": english[-1].value}
 
 
 def change(scores: list[Score]) -> str:

@@ -16,14 +16,15 @@ from typing import Any, Literal
 import torch
 
 from elchat import checkpoint as checkpoints
+from elchat import forgetting
 from elchat.autonomy.training_knobs import TrainingKnobs
 from elchat.config import CheckpointSection, EvaluationSection, StageSection, TrainingSection
 from elchat.data.loader import Batch, Inputs, PackedLoader
-from elchat.errors import TrainingError
+from elchat.errors import CheckpointError, TrainingError
 from elchat.gpt import GPT
 from elchat.hooks import LayerHook
 from elchat.training import rng
-from elchat.training.device import out_of_memory_as_none
+from elchat.training.device import out_of_memory_as_none, peak_memory_mib
 from elchat.training.guard import Guard, Verdict
 from elchat.training.optim import build_optimizer
 from elchat.training.parallel import LossModule, Parallel, full_norm
@@ -48,6 +49,7 @@ class Job:
         before: bits per byte of those weights where they are already known.
         eval_seconds: how long measuring is expected to take, until it has been timed.
         knobs: stochastic depth and noise while training, or None.
+        left_s: seconds the stage may still train by the clock on the wall, None without a limit.
         parallel: this process among those that train together.
         sharding: how several processes hold the model.
     """
@@ -67,6 +69,7 @@ class Job:
     before: dict[str, float] | None = None
     eval_seconds: float = 0.0
     knobs: TrainingKnobs | None = None
+    left_s: Callable[[], float | None] = lambda: None
     parallel: Parallel = field(default_factory=Parallel)
     sharding: Literal["ddp", "fsdp"] = "ddp"
 
@@ -83,7 +86,9 @@ class Progress:
     after: dict[str, float] | None = None
     best: float | None = None
     best_step: int | None = None
+    best_scores: dict[str, float] | None = None
     evaluated_step: int | None = None
+    not_better: int = 0  # measurements in a row that did not improve on the best
 
 
 @dataclass
@@ -133,12 +138,13 @@ class Loop:
         if self.progress.before is None and not self._evaluate_before():
             return self._stop()
         self._window = _Window(time.monotonic())
-        while self.progress.step < self.job.plan.timeline.total:
+        while self.progress.step < self.job.plan.timeline.total and not self._has_stalled():
             if not self._step():
                 return self._stop()
             self._after_step()
         if not self._evaluate():
             return self._stop()
+        self._back_to_best()
         self._save(is_final=True)
         return "done"
 
@@ -281,7 +287,7 @@ class Loop:
         self.saver.settle()
         step, evaluation = self.progress.step, self.job.evaluation
         is_log_step = step % evaluation.log_every_steps == 0
-        if self.job.settings.max_minutes is not None and (is_log_step or step in REPLAN_AT_STEPS):
+        if is_log_step or step in REPLAN_AT_STEPS:
             self._fit_to_time()
         if is_log_step or step == self.job.plan.timeline.total:
             self._log()
@@ -293,17 +299,24 @@ class Loop:
             self._save()
 
     def _fit_to_time(self) -> None:
+        left_s = self._left_s()
         timed = sorted(self._step_times[WARM_STEPS:][-20:])
-        if not timed:
+        if left_s is None or not timed:
             return
-        assert self.job.settings.max_minutes is not None
-        left_s = 60 * self.job.settings.max_minutes - self.seconds - self.progress.eval_seconds
         step_s, left_s = self.parallel.agree(timed[len(timed) // 2], left_s)
         if fit_to_time(self.job.plan, step=self.progress.step, step_s=step_s, left_s=left_s):
             self.job.reporter.log(
                 f"[{self.job.stage}] {step_s:.1f} s por paso: serán "
                 f"{self.job.plan.timeline.total} pasos para acabar a tiempo"
             )
+
+    def _left_s(self) -> float | None:
+        """Seconds left for steps by the stage's minutes and the rented time, less a measurement."""
+        limits = [self.job.left_s()]
+        if self.job.settings.max_minutes is not None:
+            limits.append(60 * self.job.settings.max_minutes - self.seconds)
+        known = [limit for limit in limits if limit is not None]
+        return min(known) - self.progress.eval_seconds if known else None
 
     def _log(self) -> None:
         window, plan = self._window, self.job.plan
@@ -332,6 +345,7 @@ class Loop:
             grad_norm=self._norm,
             tokens=self.progress.tokens,
             data_wait_share=window.data_s / elapsed,
+            memory_mib=peak_memory_mib(plan.compute.device),
             skipped=self.guard.n_skipped,
         )
         self.job.reporter.log(
@@ -363,8 +377,8 @@ class Loop:
         self.progress.after = scores
         self.progress.evaluated_step = self.progress.step
         spanish = scores.get("es")
-        if spanish is not None and (self.progress.best is None or spanish < self.progress.best):
-            self.progress.best, self.progress.best_step = spanish, self.progress.step
+        if self.progress.step > 0:  # the weights it began with are no result of this stage
+            self._compare(scores)
         self.job.reporter.metrics(
             stage=self.job.stage, step=self.progress.step, bits_per_byte=scores
         )
@@ -374,6 +388,42 @@ class Loop:
             f"[{self.job.stage}] bits por byte en texto apartado, paso {self.progress.step}: {text}"
         )
         return True
+
+    def _compare(self, scores: dict[str, float]) -> None:
+        """Keep the count of measurements without a new best, and say at once what is forgotten."""
+        progress, spanish = self.progress, scores.get("es")
+        if spanish is not None:  # several processes must count alike
+            (spanish,) = self.parallel.agree(spanish)
+        if spanish is not None and (progress.best is None or spanish < progress.best):
+            progress.best, progress.best_step, progress.not_better = spanish, progress.step, 0
+            progress.best_scores = scores
+        else:
+            progress.not_better += 1
+        if alarm := forgetting.alarm(progress.before, scores):
+            self._warn(alarm)
+
+    def _has_stalled(self) -> bool:
+        """Whether patience with measurements that do not improve has run out."""
+        patience = self.job.settings.early_stop_patience
+        return 0 < patience <= self.progress.not_better
+
+    def _back_to_best(self) -> None:
+        """With early stopping, the stage's result is the best of what was measured."""
+        progress = self.progress
+        if not self.job.settings.early_stop_patience or progress.best_step in (None, progress.step):
+            return
+        self.saver.close()  # it may be on its way to the disk still
+        try:
+            best = checkpoints.load(self.job.root / f"step_{progress.best_step:06d}")
+        except CheckpointError as error:
+            self._warn(f"{error} Se queda con los pesos del último paso.")
+            return
+        self.saver.load(best)
+        progress.after = progress.best_scores
+        self.job.reporter.log(
+            f"[{self.job.stage}] se queda con el paso {progress.best_step}, el mejor en texto "
+            f"apartado ({progress.best:.4f} bits por byte), y no con el {progress.step}"
+        )
 
     # --- saving and coming back ----------------------------------------------------------------
 

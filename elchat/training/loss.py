@@ -69,5 +69,12 @@ def summed_cross_entropy(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tens
     """
     keep = (targets_BT != IGNORE).flatten()
     index = keep.nonzero().squeeze(1)
-    hidden_NC = hidden_BTC.flatten(0, 1).index_select(0, index)
-    return _ChunkedCrossEntropy.apply(hidden_NC, weight_VC, targets_BT.flatten()[index])
+    return summed_over_rows(hidden_BTC.flatten(0, 1), weight_VC, targets_BT.flatten(), index)
+
+
+def summed_over_rows(
+    hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, index_M: Tensor
+) -> Tensor:
+    """The same over the positions of `index_M`, whose number is then known beforehand."""
+    chosen_MC = hidden_NC.index_select(0, index_M)
+    return _ChunkedCrossEntropy.apply(chosen_MC, weight_VC, targets_N[index_M])

@@ -7,11 +7,15 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from elchat import rental
+from elchat.files import raise_if_disk_full
 from elchat.runs import Run
+from elchat.training.sinks import Sinks
 
 HEARTBEAT_S = 10.0
 
@@ -27,6 +31,8 @@ class Reporter:
 
     def __init__(self, run: Run, *, is_mute: bool = False) -> None:
         self.run, self.is_mute = run, is_mute
+        self._rental = rental.load(run.path)
+        self.sinks: Sinks | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._stop_signal: str | None = None
@@ -54,13 +60,21 @@ class Reporter:
 
     def log(self, line: str) -> None:
         """One line for people, in Spanish, stamped; goes to stdout, which is the run's log.txt."""
-        if not self.is_mute:
-            print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
-
-    def status(self, **changes: Any) -> None:
-        """Merge fields into status.json."""
         if self.is_mute:
             return
+        try:
+            print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+        except OSError as error:
+            raise_if_disk_full(error, self.run.log_path)
+            raise
+
+    def status(self, **changes: Any) -> None:
+        """Merge fields into status.json; a rented machine's cost is brought up to date."""
+        if self.is_mute:
+            return
+        if self._rental is not None:
+            changes["usd_spent"] = round(self._rental.usd_spent(time.time()), 4)
+            changes["usd_limit"] = self._rental.usd_limit
         with self._lock:
             self.run.update_status(**changes)
 
@@ -68,12 +82,25 @@ class Reporter:
         """Append one object to metrics.jsonl, flushed."""
         if self.is_mute:
             return
-        line = json.dumps({"time": time.time(), **values}, ensure_ascii=False)
-        with self._lock, open(self.run.metrics_path, "a", encoding="utf-8") as handle:
-            handle.write(line + "\n")
+        entry = {"time": time.time(), **values}
+        line = json.dumps(entry, ensure_ascii=False)
+        try:
+            with self._lock, open(self.run.metrics_path, "a", encoding="utf-8") as handle:
+                handle.write(line + "\n")
+        except OSError as error:
+            raise_if_disk_full(error, self.run.metrics_path)
+            raise
+        if self.sinks is not None:
+            self.sinks.write(entry)
+
+    def open_sinks(self, kinds: Sequence[str]) -> None:
+        """Send every line of metrics to these places too (`evaluation.sinks`)."""
+        self.sinks = Sinks(kinds, self.run, self.log)
 
     def close(self) -> None:
         """Stop the heartbeat; no status is written afterwards by this object's thread."""
+        if self.sinks is not None:
+            self.sinks.close()
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join(timeout=2 * HEARTBEAT_S)

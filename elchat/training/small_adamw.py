@@ -63,7 +63,7 @@ class SmallAdamW(torch.optim.Optimizer):
         mean, square = self._moments(parameter, state)
         mean.lerp_(gradient.float(), 1 - beta1)
         square.mul_(beta2).addcmul_(gradient.float(), gradient.float(), value=1 - beta2)
-        state["step"] = state.get("step", torch.zeros(())) + 1
+        state["step"] = state.get("step", torch.tensor(0.0)) + 1
         count = float(state["step"])
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         denominator = square.sqrt().div_(math.sqrt(1 - beta2**count)).add_(group["eps"])

@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import elchat.runs
@@ -22,24 +23,45 @@ from tests import tiny_run
 LONGEST_S = 2.5
 
 
-def attempt(run: elchat.runs.Run, limit_s: float | None) -> bool:
-    """Work in a child for at most `limit_s`; True if it had to be killed."""
+def start(run: elchat.runs.Run, before: Callable[[], None] | None = None) -> int:
+    """Fork a worker and return its pid; `before` runs in the child first."""
     child = os.fork()
     if child == 0:
         log = os.open(run.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        if before is not None:
+            before()
         os._exit(worker.work(run.path))
+    return child
+
+
+def wait(child: int, limit_s: float | None) -> int | None:
+    """Exit code of a child, or None if it is still there after `limit_s`."""
     deadline = None if limit_s is None else time.monotonic() + limit_s
     while deadline is None or time.monotonic() < deadline:
-        done, code = os.waitpid(child, os.WNOHANG)
+        done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            assert code == 0, run.log_path.read_text()[-2000:]
-            return False
+            return os.waitstatus_to_exitcode(status)
         time.sleep(0.005)
+    return None
+
+
+def kill(child: int) -> None:
+    """End a child at once."""
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return True
+
+
+def attempt(run: elchat.runs.Run, limit_s: float | None) -> bool:
+    """Work in a child for at most `limit_s`; True if it had to be killed."""
+    child = start(run)
+    code = wait(child, limit_s)
+    if code is None:
+        kill(child)
+        return True
+    assert code == 0, run.log_path.read_text()[-2000:]
+    return False
 
 
 def main() -> None:

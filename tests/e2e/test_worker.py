@@ -42,12 +42,12 @@ def test_a_run_goes_from_text_to_a_model_that_loads(folder):
     assert scores[-1]["es"] < scores[0]["es"] - 0.5
     assert set(scores[0]) == {"es", "en"}
     report = (run.path / "report.md").read_text()
-    assert "**El modelo predice el español mejor que su base.**" in report
+    assert "**El modelo es mejor que su base en español.**" in report
     assert "CC0-1.0" in report
     page = (run.path / "report.html").read_text(encoding="utf-8")
     assert "tokens por palabra" in page
     card = (run.model_path / "README.md").read_text(encoding="utf-8")
-    assert "El modelo predice el español mejor que su base." in card
+    assert "El modelo es mejor que su base en español." in card
     assert json.loads((run.model_path / "elchat-export.json").read_text())["check"]
     manifest = json.loads((run.path / "manifest.json").read_text())["files"]
     assert all(sha256_file(run.path / name) == digest for name, digest in manifest.items())

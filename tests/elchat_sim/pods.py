@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import shlex
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,12 @@ ACTIONS: dict[str, list[models.ActionName]] = {
     "ERROR": ["start", "terminate"],
     "TERMINATED": [],
 }
+
+
+@functools.lru_cache(maxsize=64)
+def _split(args: str) -> tuple[str, ...]:
+    """A shell line in words; kept, for a long one takes a while and is asked for often."""
+    return tuple(shlex.split(args))
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ class Pod:
             ValueError: an unclosed quote.
         """
         newer = getattr(self.request, "cmd", None)
-        return newer or shlex.split(self.request.args or "") or list(DEFAULT_CMD)
+        return newer or list(_split(self.request.args or "")) or list(DEFAULT_CMD)
 
     def starts_sshd(self) -> bool:
         """Whether this command reaches /start.sh with a key and a port for sshd."""

@@ -23,7 +23,7 @@ from cli.main import COMMANDS, main
 from cli.providers import get_provider
 from cli.spanish import translate_error, translate_help
 from elchat import paths, runs
-from elchat.errors import AuthError, ConfigError, ProviderError
+from elchat.errors import AuthError, ConfigError
 from elchat.runs import Status
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -246,25 +246,26 @@ def test_a_cloud_configuration_without_a_key_names_both_ways_forward(words, caps
     assert no_runs()
 
 
-def test_with_a_key_the_provider_is_said_to_be_missing(monkeypatch, capsys):
+def test_with_a_key_and_no_network_nothing_is_rented(monkeypatch, capsys):
     monkeypatch.setenv("RUNPOD_API_KEY", "rpa_secreta")
-    assert main(["train"]) == 9
+    monkeypatch.setenv("ELCHAT_RUNPOD_API_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("cli.runpod_client.READ_RETRIES", 1)
+    assert main(["train"]) == 8
     captured = capsys.readouterr()
-    assert "RunPod todavía no está en esta versión" in captured.err
+    assert "no se ha alquilado nada" in captured.err
     assert "rpa_secreta" not in captured.err + captured.out
     assert no_runs()
 
 
 def test_providers_by_name(monkeypatch):
     assert isinstance(get_provider("local"), LocalProvider)
-    with pytest.raises(AuthError):
-        get_provider("runpod")
-    monkeypatch.setenv("RUNPOD_API_KEY", " ")
-    with pytest.raises(AuthError):
-        get_provider("runpod")
-    monkeypatch.setenv("RUNPOD_API_KEY", "x")
-    with pytest.raises(ProviderError):
-        get_provider("runpod")
+    rented = get_provider("runpod")
+    for key in (None, " ", "x", "clave con espacios"):
+        monkeypatch.setenv("RUNPOD_API_KEY", key) if key else monkeypatch.delenv(
+            "RUNPOD_API_KEY", raising=False
+        )
+        with pytest.raises(AuthError):
+            _ = rented.client  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="nube"):
         get_provider("nube")
 
@@ -350,6 +351,8 @@ def test_models_take_hub_ids_and_folders(tmp_path: Path):
 def test_doctor_lists_what_matters(monkeypatch, capsys):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("RUNPOD_API_KEY", "rpa_secreta")
+    monkeypatch.setenv("ELCHAT_RUNPOD_API_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("cli.runpod_client.READ_RETRIES", 1)
     started = time.monotonic()
     assert main(["doctor", "--json"]) == 0
     assert time.monotonic() - started < 5
@@ -357,7 +360,7 @@ def test_doctor_lists_what_matters(monkeypatch, capsys):
     assert {"Python", "PyTorch", "disco", "memoria", "CPU", "hub", "tokenizador"} <= set(found)
     assert found["PyTorch"]["text"].startswith("2.13.0")
     assert found["hub"]["level"] == "warning"
-    assert "está puesta" in found["RUNPOD_API_KEY"]["text"]
+    assert "puesta" in found["RUNPOD_API_KEY"]["text"]
     assert "secreta" not in str(found)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.cloud import quote
 from elchat import bases, config
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +46,25 @@ def test_the_table_agrees_with_the_configurations(name, path, base, cost):
     assert title == base
     dollars = float(re.search(r"[\d,]+", cost)[0].replace(",", "."))
     assert (loaded.compute.budget_usd or 0.0) == dollars
+
+
+@pytest.mark.parametrize(("name", "path", "base", "cost"), ROWS)
+def test_the_rented_hours_and_dollars_are_those_of_the_estimate(name, path, base, cost):
+    """First offer at the dated prices of elchat.estimate, by the arithmetic that rents."""
+    loaded = config.load(ROOT / path)
+    [row] = [line for line in README.splitlines() if line.startswith(f"| [{name}](")]
+    if loaded.compute.provider == "local":
+        assert "| — |" in row
+        return
+    shape = bases.get(loaded.model.base).shape
+    prices = quote.observed_prices(loaded.compute.cloud)
+    budget = loaded.compute.budget_usd
+    found = quote.offers(loaded, shape, prices, now=0.0, remaining_usd=budget)
+    first = next(offer for offer in found if offer.problem is None)
+    hours = f"{first.hours:.1f} h" if first.hours >= 1 else f"{60 * first.hours:.0f} min"
+    expected = f"{first.name}: {hours}, ${first.usd:.2f}".replace(".", ",")
+    assert f"| {expected} |" in row
+    assert first.usd <= first.worst_usd <= budget + 1e-9
 
 
 def test_the_table_has_them_all():

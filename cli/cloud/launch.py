@@ -1,0 +1,272 @@
+"""Renting: choose an offer, write it down, ask for it, and never end up with two machines."""
+
+from __future__ import annotations
+
+import secrets
+
+from cli import preflight
+from cli.cloud import money, quote
+from cli.cloud.bundle import pod_request
+from cli.cloud.context import Job
+from cli.cloud.record import PREFIX, Machine, Phase, parse_name
+from cli.output import dollars, duration, number
+from cli.runpod_client import (
+    BrokenContract,
+    Forbidden,
+    NoBalance,
+    NoCapacity,
+    RateLimited,
+    Transient,
+)
+from cli.runpod_models import Pod
+from elchat.errors import BalanceError, BudgetError, NoCapacityError, ProviderError
+
+MAX_FAILED_BOOTS = 3  # each costs up to a quarter of an hour
+STALE_PLAN_S = 60.0
+SETTLE_S = 120.0  # a request without an answer may still make a pod appear
+LIST_EVERY_S = 15.0
+CAPACITY_WAIT_S = 60.0
+BALANCE_SHARE = 0.95  # of the account's balance that a run may plan with
+
+
+def plan(job: Job) -> float:
+    """Phase planned: decide which machine to ask for next.
+
+    Raises:
+        BudgetError: the money left rents nothing useful.
+        NoCapacityError: every offer has been refused.
+    """
+    if job.run.is_requested("stop"):
+        job.go("stopped", message="Detenida antes de alquilar nada.")
+        return 0.0
+    now = job.now()
+    remaining = spendable(job)
+    offers = _offers(job, remaining)
+    usable = [offer for offer in offers if offer.problem is None]
+    if not usable:
+        raise no_offer(job, offers, remaining)
+    untried = [offer for offer in usable if offer.key not in job.record.tried]
+    if not untried or job.record.failed_boots >= MAX_FAILED_BOOTS:
+        return _all_refused(job)
+    offer = untried[0]
+    window = money.window(
+        now,
+        remaining,
+        offer.usd_per_h,
+        training_s=quote.wanted_s(job.config, job.ledger.rented_s(now)),
+    )
+    assert window is not None
+    job.record.pods += 1
+    job.record.machine = Machine(
+        name=f"{PREFIX}{job.run.id}-{job.record.pods}-d{int(window.deadline)}",
+        gpu=offer.gpu,
+        cloud=offer.cloud,
+        usd_per_h=offer.usd_per_h,
+        disk_usd_per_h=quote.disk_rate(job.config),
+        token=secrets.token_hex(16),
+        created=now,
+        boot_until=window.boot_until,
+        job_by=window.job_by,
+        train_until=window.train_until,
+        save_at=window.save_at,
+        deadline=window.deadline,
+        lag_s=window.lag_s,
+    )
+    job.go("creating")
+    return 0.0
+
+
+def spendable(job: Job) -> float:
+    """Dollars the next machine may cost: the budget's rest, or less if the account has less.
+
+    Raises:
+        BalanceError: the account is empty.
+    """
+    remaining = job.record.budget_usd - job.spent()
+    account = job.client.account()
+    if account is None or account.clientBalance is None:
+        return remaining
+    if account.clientBalance <= 0:
+        job.go("failed", message="La cuenta de RunPod no tiene saldo.")
+        raise empty_balance(job, account.clientBalance)
+    return min(remaining, BALANCE_SHARE * account.clientBalance)
+
+
+def create(job: Job) -> float:
+    """Phase creating: ask for the machine, or find out what became of asking.
+
+    RunPod has no idempotency key, so the name is: it is looked for before asking, and after an
+    answer that did not arrive it is looked for until it settles.
+    """
+    machine = job.machine
+    if machine.asked_at is None and job.now() > machine.created + STALE_PLAN_S:
+        job.go("planned", machine=None)  # planned long ago by a command that was killed
+        return 0.0
+    found = sweep(job)
+    if found is not None:
+        return adopt(job, found)
+    if machine.asked_at is not None:
+        if job.now() < machine.asked_at + SETTLE_S:
+            return LIST_EVERY_S
+        _count_silence(job)
+        return _never_was(job, None)
+    if job.run.is_requested("stop"):
+        job.go("stopped", machine=None, message="Detenida antes de alquilar nada.")
+        return 0.0
+    job.ledger.open(
+        machine.name,
+        time=machine.created,
+        usd_per_h=machine.usd_per_h,
+        gpu=machine.gpu,
+        cloud=machine.cloud,
+    )
+    machine.asked_at = job.now()
+    job.save()
+    return _ask(job)
+
+
+def _ask(job: Job) -> float:
+    machine, body = job.machine, pod_request(job)
+    if any(job.client.holds(text) for text in body["env"].values()):
+        _never_was(job, None, phase="failed")
+        raise ProviderError(
+            "La clave de la cuenta iba a viajar en el entorno de la máquina; no se ha alquilado "
+            "nada.",
+            hint="Comprueba ELCHAT_RUNPOD_API_URL: no debe contener la clave.",
+        )
+    job.say(
+        f"Pidiendo {machine.gpu} ({machine.cloud}) a {number(machine.usd_per_h, 2)} $/h: como "
+        f"mucho {duration(machine.deadline - machine.created)}."
+    )
+    try:
+        pod = job.client.create_pod(body)
+    except (NoCapacity, Forbidden) as error:
+        job.say(f"  no: {error}")
+        return _never_was(job, str(error))
+    except NoBalance:
+        _never_was(job, None, phase="failed")
+        raise empty_balance(job, None) from None
+    except BrokenContract as error:
+        _never_was(job, None, phase="failed")
+        raise ProviderError(
+            f"RunPod no entiende la petición ({error}). {job.cost_text()}",
+            hint="Su API ha cambiado: actualiza elchat o cuéntalo en el proyecto.",
+        ) from None
+    except RateLimited as error:
+        _never_was(job, None)
+        return error.retry_after_s
+    except Transient as error:
+        job.say(f"  sin respuesta ({error}) Se comprueba si la máquina llegó a existir.")
+        return LIST_EVERY_S
+    return adopt(job, pod)
+
+
+def adopt(job: Job, pod: Pod) -> float:
+    """The machine exists: note its id before anything else."""
+    machine = job.machine
+    machine.id = pod.id
+    job.record.silences = 0
+    job.ledger.bind(machine.name, pod.id)
+    if any(job.client.holds(text) for text in (pod.env or {}).values()):
+        job.dispose("failed", "La clave de la cuenta estaba en el entorno de la máquina.")
+        return 0.0
+    job.go("booting")
+    real = (pod.cost or 0.0) + machine.disk_usd_per_h
+    if real > 1.001 * machine.usd_per_h:
+        job.reject(f"cuesta {number(real, 2)} $/h y se ofreció a {number(machine.usd_per_h, 2)}")
+    return 0.0
+
+
+def sweep(job: Job) -> Pod | None:
+    """Delete this run's pods that are not its machine (answers that came very late).
+
+    Returns the machine's own pod if RunPod lists it, by name.
+    """
+    machine = job.record.machine
+    current = machine.name if machine else None
+    pods = {pod.name: pod for pod in job.client.list_pods() if _is_of(pod, job.run.id)}
+    for name, pod in pods.items():
+        if name != current:
+            job.ledger.revive(name)
+            job.client.delete_pod(pod.id)
+    for rent in job.ledger.rents():
+        if rent.until is None and rent.pod != current and rent.pod not in pods:
+            job.ledger.close(rent.pod, time=job.now())
+    return pods.get(current or "")
+
+
+def empty_balance(job: Job, balance: float | None) -> BalanceError:
+    """The sentence for an account without money."""
+    text = "" if balance is None else f" ({dollars(balance)})"
+    return BalanceError(
+        f"La cuenta de RunPod no tiene saldo{text}. {job.cost_text()}",
+        hint="Añade saldo en la consola de RunPod (Billing) y sigue con: "
+        f"elchat resume {job.run.id}",
+    )
+
+
+def no_offer(job: Job, offers: list[quote.Offer], remaining: float) -> ProviderError:
+    """Why nothing can be rented, with the run left where `resume` goes on."""
+    job.go("budget" if job.ledger.rents() else "failed", message="El dinero que queda no alcanza.")
+    if not offers:
+        return NoCapacityError(
+            "Ninguna de las GPU de compute.gpus está hoy en el catálogo de RunPod.",
+            hint="Cambia compute.gpus o compute.cloud; precios: elchat estimate",
+        )
+    problems = sorted({f"{offer.name}: {offer.problem}" for offer in offers})
+    return BudgetError(
+        f"Con {dollars(max(0.0, remaining))} no se puede alquilar ninguna de las GPU admitidas "
+        f"({'; '.join(problems)}). {job.cost_text()}",
+        hint=f"Sube el límite: elchat resume {job.run.id} --budget DÓLARES",
+    )
+
+
+def _offers(job: Job, remaining: float) -> list[quote.Offer]:
+    return quote.offers(
+        job.config,
+        preflight.model_shape(job.config.model.base),
+        quote.live_prices(job.client, job.config.compute.cloud),
+        now=job.now(),
+        remaining_usd=max(0.0, remaining),
+        rented_s=job.ledger.rented_s(job.now()),
+    )
+
+
+def _all_refused(job: Job) -> float:
+    """No offer left: wait for capacity if that was asked for, or give up with the reasons."""
+    reasons = "; ".join(f"{key.replace('|', ' ')}: {why}" for key, why in job.record.tried.items())
+    job.record.tried, job.record.failed_boots = {}, 0
+    if job.record.wait_until is not None and job.now() < job.record.wait_until:
+        job.say("Ninguna GPU disponible ahora; se vuelve a probar en un minuto.")
+        job.save()
+        return CAPACITY_WAIT_S
+    job.go("failed", message="No hay ninguna GPU disponible.")
+    raise NoCapacityError(
+        f"Ninguna de las GPU admitidas se puede alquilar ahora ({reasons}). {job.cost_text()}",
+        hint=f"Prueba más tarde: elchat resume {job.run.id}   o espera a que haya: "
+        f"elchat resume {job.run.id} --wait-capacity 2h",
+    )
+
+
+def _count_silence(job: Job) -> None:
+    """Two silences in a row from the same offer count as a refusal."""
+    key = f"{job.machine.gpu}|{job.machine.cloud}"
+    job.record.silences += 1
+    if job.record.silences >= 2:
+        job.record.silences = 0
+        job.record.tried[key] = "RunPod no respondió"
+
+
+def _never_was(job: Job, why: str | None, phase: Phase = "planned") -> float:
+    """The machine asked for certainly does not exist."""
+    machine = job.machine
+    job.ledger.void(machine.name, time=job.now())
+    if why is not None:
+        job.record.tried[f"{machine.gpu}|{machine.cloud}"] = why
+    job.go(phase, machine=None)
+    return 0.0
+
+
+def _is_of(pod: Pod, run_id: str) -> bool:
+    parsed = parse_name(pod.name)
+    return parsed is not None and parsed[0] == run_id

@@ -1,0 +1,107 @@
+// Eight lanes at a time, and the few functions of them. Sums always run in the same order.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include <immintrin.h>
+#define ELCHAT_AVX2 1
+#endif
+
+namespace elchat {
+
+typedef float f8 __attribute__((vector_size(32), aligned(4)));
+typedef int32_t i8x __attribute__((vector_size(32), aligned(4)));
+
+inline f8 load8(const float *p) { return *reinterpret_cast<const f8 *>(p); }
+inline void store8(float *p, f8 v) { *reinterpret_cast<f8 *>(p) = v; }
+inline f8 all8(float x) { return f8{x, x, x, x, x, x, x, x}; }
+
+// ((v0 + v1) + (v2 + v3)) + ((v4 + v5) + (v6 + v7)) of each of eight vectors: the same order alone.
+inline f8 sums8(const f8 (&v)[8]) {
+#ifdef ELCHAT_AVX2
+    const auto pair = [&](int i) { return _mm256_hadd_ps((__m256)v[i], (__m256)v[i + 1]); };
+    const __m256 low = _mm256_hadd_ps(pair(0), pair(2)), high = _mm256_hadd_ps(pair(4), pair(6));
+    return (f8)_mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
+                             _mm256_permute2f128_ps(low, high, 0x31));
+#else
+    f8 out;
+    for (int i = 0; i < 8; i++)
+        out[i] = ((v[i][0] + v[i][1]) + (v[i][2] + v[i][3])) +
+                 ((v[i][4] + v[i][5]) + (v[i][6] + v[i][7]));
+    return out;
+#endif
+}
+
+inline float sum8(f8 v) {
+#ifdef ELCHAT_AVX2
+    const __m256 pairs = _mm256_hadd_ps((__m256)v, (__m256)v);
+    const __m256 fours = _mm256_hadd_ps(pairs, pairs);
+    return _mm_cvtss_f32(
+        _mm_add_ss(_mm256_castps256_ps128(fours), _mm256_extractf128_ps(fours, 1)));
+#else
+    return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+#endif
+}
+
+// Saturating, as the processors' own narrowing.
+inline void store_int16(int16_t *p, i8x v) {
+#ifdef ELCHAT_AVX2
+    const __m256i narrow = _mm256_packs_epi32((__m256i)v, (__m256i)v);
+    const __m128i both = _mm_unpacklo_epi64(_mm256_castsi256_si128(narrow),
+                                            _mm256_extracti128_si256(narrow, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), both);
+#else
+    for (int j = 0; j < 8; j++)
+        p[j] = static_cast<int16_t>(v[j] > 32767 ? 32767 : v[j] < -32768 ? -32768 : v[j]);
+#endif
+}
+
+inline float max8(f8 v) {
+    float m = v[0];
+    for (int i = 1; i < 8; i++) m = v[i] > m ? v[i] : m;
+    return m;
+}
+
+inline f8 larger(f8 a, f8 b) { return a > b ? a : b; }
+
+// e^x to 2 units in the last place, 0 below -87. Range reduction to |r| <= ln 2 / 2, then a
+// degree-6 Taylor-like polynomial. Source: Cephes expf (coefficients).
+inline f8 exp8(f8 x) {
+    const f8 low = all8(-87.3f);
+    i8x is_zero = x < low;
+    x = larger(x, low);
+    f8 scaled = x * 1.44269504088896341f;
+    f8 half = scaled < 0.0f ? all8(-0.5f) : all8(0.5f);
+    i8x n = __builtin_convertvector(scaled + half, i8x);
+    f8 m = __builtin_convertvector(n, f8);
+    f8 r = x - m * 0.693359375f;
+    r = r - m * -2.12194440e-4f;
+    f8 p = all8(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    f8 y = p * r * r + r + 1.0f;
+    i8x bits;
+    std::memcpy(&bits, &y, 32);
+    bits += n << 23;
+    bits &= ~is_zero;
+    std::memcpy(&y, &bits, 32);
+    return y;
+}
+
+inline float half_to_float(uint16_t h) {
+#ifdef ELCHAT_AVX2
+    return _cvtsh_ss(h);
+#else
+    _Float16 value;
+    std::memcpy(&value, &h, 2);
+    return static_cast<float>(value);
+#endif
+}
+
+}  // namespace elchat

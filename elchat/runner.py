@@ -1,0 +1,345 @@
+"""The forward pass over slots of cached keys and values: in torch, or compiled.
+
+A slot holds the keys and values of one sequence. Both runners do the same: `embed`, `run_layers`
+over any range of layers (autonomy stops halfway to look), `finish`. Tokens come as B rows of T:
+one row with a stretch of a prompt, or one token for each of B replies.
+
+Shape legend of `gpt`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import mmap
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from elchat import native
+from elchat.gpt import GPT, AttentionPlan, Block, KVCache
+from elchat.hooks import LayerEffect, LayerHook
+from elchat.model_config import GPTConfig
+from elchat.native import library as c
+from elchat.quantize import GROUP, Kind, Packed, pack
+
+MAX_TOKENS_PER_PASS = 256
+KINDS = {"fp32": 0, "int8": 1, "int4": 2}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the tokens of one pass go: row b writes positions starts[b].. of slots[b]."""
+
+    slots: tuple[int, ...]
+    starts: tuple[int, ...]
+
+
+class Runner(Protocol):
+    """What the scheduler needs of a model."""
+
+    config: GPTConfig
+    n_slots: int
+    max_tokens: int
+
+    def embed(self, ids_BT: Sequence[Sequence[int]]) -> Tensor:
+        """The residual stream before the first layer, [B, T, C]."""
+
+    def run_layers(
+        self, x_BTC: Tensor, rows: Rows, layers: range, hook: LayerHook | None = None
+    ) -> Tensor:
+        """Pass through some layers, writing keys and values; `x_BTC` may be changed in place."""
+
+    def finish(self, x_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Final normalised states [N, C] and logits [N, V], fp32 on the CPU."""
+
+    def copy_prefix(self, source: int, target: int, n_tokens: int) -> None:
+        """Make `target` begin as `source` does."""
+
+
+class TorchRunner:
+    """The model's own modules, on any device."""
+
+    def __init__(self, model: GPT, head: nn.Module, n_slots: int, max_tokens: int) -> None:
+        self.config, self.n_slots, self.max_tokens = model.config, n_slots, max_tokens
+        self._model, self._head = model, head
+        weight = model.model.norm.weight
+        self._cache = KVCache(
+            model.config, n_slots, max_tokens, dtype=weight.dtype, device=weight.device
+        )
+
+    def embed(self, ids_BT: Sequence[Sequence[int]]) -> Tensor:
+        return self._model.model.embed_tokens(torch.tensor(ids_BT, device=self._cache.k.device))
+
+    def run_layers(
+        self, x_BTC: Tensor, rows: Rows, layers: range, hook: LayerHook | None = None
+    ) -> Tensor:
+        view = SlotView(self._cache, rows)
+        plan = view.plan(self._model, x_BTC)
+        return self._model.run_layers(x_BTC, plan, layers, cache=view, hook=hook)  # type: ignore[arg-type]
+
+    def finish(self, x_NC: Tensor) -> tuple[Tensor, Tensor]:
+        normed = self._model.model.norm(x_NC)
+        return normed.float().cpu(), self._head(normed).float().cpu()
+
+    def copy_prefix(self, source: int, target: int, n_tokens: int) -> None:
+        for cached in (self._cache.k, self._cache.v):
+            cached[:, target, :, :n_tokens] = cached[:, source, :, :n_tokens]
+
+
+class SlotView:
+    """Some slots of a cache, as `gpt` meets a `KVCache` in one pass."""
+
+    def __init__(self, cache: KVCache, rows: Rows) -> None:
+        self._cache, self._rows = cache, rows
+        self.length = rows.starts[0] if len(rows.slots) == 1 else 0
+        self.max_tokens = cache.max_tokens
+        device = cache.k.device
+        self._slots = torch.tensor(rows.slots, device=device)
+        self._starts = torch.tensor(rows.starts, device=device)
+        self._end = max(rows.starts) + 1
+
+    def plan(self, model: GPT, x_BTC: Tensor) -> AttentionPlan:
+        """Rotations and mask of this pass."""
+        ids = x_BTC[..., 0]  # only its shape and device are looked at
+        if len(self._rows.slots) == 1:
+            return model.plan(ids, cache=self)  # type: ignore[arg-type]
+        plan = model.plan(ids, positions_BT=self._starts[:, None], cache=self)  # type: ignore[arg-type]
+        keys = torch.arange(self._end, device=ids.device)
+        mask = (keys <= self._starts[:, None])[:, None, None]
+        return dataclasses.replace(plan, mask_B1TS=mask, is_causal=False)
+
+    def append(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values; return all that may be attended to."""
+        k, v = self._cache.k[layer], self._cache.v[layer]
+        if len(self._rows.slots) == 1:
+            slot, end = self._rows.slots[0], self.length + k_BKTD.shape[2]
+            k[slot, :, self.length : end] = k_BKTD[0]
+            v[slot, :, self.length : end] = v_BKTD[0]
+            return k[slot : slot + 1, :, :end], v[slot : slot + 1, :, :end]
+        k[self._slots, :, self._starts] = k_BKTD[:, :, 0].to(k.dtype)
+        v[self._slots, :, self._starts] = v_BKTD[:, :, 0].to(v.dtype)
+        return k[self._slots, :, : self._end], v[self._slots, :, : self._end]
+
+
+class NativeWeights:
+    """A model's matrices packed for the compiled kernels.
+
+    The GPT is owned from here on: its fp32 matrices become views of the packed ones, or are let
+    go where the packed ones have fewer bits.
+    """
+
+    def __init__(self, model: GPT, kind: Kind) -> None:
+        self.config = model.config
+        self.kind = kind
+        self._arena = Arena()
+        trunk = model.model
+        # The head is also the embedding where they are tied; in 4 bits it keeps 8.
+        self.head = self._place(pack(model.head_weight_VC, "int8" if kind == "int4" else kind))
+        self.embedding = None if model.config.is_tied else trunk.embed_tokens.weight.detach()
+        self.norm = trunk.norm.weight.detach().float()
+        self.layers: list[dict[str, tuple[Packed, Tensor | None]]] = []
+        self.norms: list[tuple[Tensor, Tensor]] = []
+        for block in cast("list[Block]", trunk.layers):
+            a, m = block.self_attn, block.mlp
+            groups = {
+                "qkv": (a.q_proj, a.k_proj, a.v_proj),
+                "out": (a.o_proj,),
+                "gate_up": (m.gate_proj, m.up_proj),
+                "down": (m.down_proj,),
+            }
+            self.layers.append({name: self._join(linears) for name, linears in groups.items()})
+            norms = (block.input_layernorm, block.post_attention_layernorm)
+            first, second = (norm.weight.detach().float() for norm in norms)
+            self.norms.append((first, second))
+        if kind != "fp32" and model.config.is_tied:
+            trunk.embed_tokens.weight = _nothing()
+        positions = torch.arange(model.config.max_positions)[None]
+        half = model.config.head_dim // 2
+        cos, sin = (table[0, 0, :, :half] for table in model.rotations(positions))
+        self.cos, self.sin = cos.float().contiguous(), sin.float().contiguous()
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that decoding one token reads."""
+        return self.head.n_bytes + sum(p.n_bytes for w in self.layers for p, _ in w.values())
+
+    def _join(self, linears: Sequence[nn.Linear]) -> tuple[Packed, Tensor | None]:
+        """One matrix with the outputs of all."""
+        weights = [linear.weight.detach() for linear in linears]
+        packed = self._place(pack(torch.cat(weights), self.kind))
+        if self.kind == "fp32":
+            for linear, part in zip(
+                linears, packed.data.split([len(w) for w in weights]), strict=True
+            ):
+                linear.weight.data = part
+        else:
+            for linear in linears:
+                linear.weight = _nothing()
+        biases = [linear.bias.detach().float() for linear in linears if linear.bias is not None]
+        return packed, torch.cat(biases) if biases else None
+
+    def _place(self, packed: Packed) -> Packed:
+        scales = None if packed.scales is None else self._arena.place(packed.scales)
+        return dataclasses.replace(packed, data=self._arena.place(packed.data), scales=scales)
+
+
+class Arena:
+    """Memory for weights in huge pages, where the system gives them: a tenth more bandwidth."""
+
+    BLOCK_BYTES, ALIGNMENT = 64 << 20, 64
+
+    def __init__(self) -> None:
+        self._block = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """A copy of the tensor in the arena, which lives as long as any of its tensors."""
+        n_bytes = tensor.numel() * tensor.element_size()
+        if self._used + n_bytes > self._block.numel():
+            self._block, self._used = self._new_block(max(n_bytes, self.BLOCK_BYTES)), 0
+        room = self._block[self._used : self._used + n_bytes].view(tensor.dtype)
+        room = room.view(tensor.shape).copy_(tensor)
+        self._used += -(-n_bytes // self.ALIGNMENT) * self.ALIGNMENT
+        return room
+
+    def _new_block(self, n_bytes: int) -> Tensor:
+        block = mmap.mmap(-1, n_bytes)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):
+                block.madvise(mmap.MADV_HUGEPAGE)
+        return torch.frombuffer(block, dtype=torch.uint8)
+
+
+def _nothing() -> nn.Parameter:
+    return nn.Parameter(torch.empty(0), requires_grad=False)
+
+
+class NativeRunner:
+    """The compiled forward pass. A row's bits do not depend on the rows beside it."""
+
+    def __init__(self, weights: NativeWeights, n_slots: int, max_tokens: int, threads: int) -> None:
+        lib = native.load()
+        assert lib is not None, native.why_not()
+        self._lib, self._weights = lib, weights
+        max_tokens = -(-max_tokens // 8) * 8  # attention reads whole vectors of keys
+        self.config, self.n_slots, self.max_tokens = weights.config, n_slots, max_tokens
+        cfg = weights.config
+        shape = (cfg.n_layers, n_slots, cfg.n_kv_heads, max_tokens, cfg.head_dim)
+        self._k, self._v = torch.zeros(shape), torch.zeros(shape)
+        self._head = _matrix(weights.head, None)
+        layers = (c.Layer * cfg.n_layers)(*(self._layer(i) for i in range(cfg.n_layers)))
+        c_shape = c.Shape(
+            cfg.n_layers, cfg.d_model, cfg.d_ff, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim,
+            max_tokens, MAX_TOKENS_PER_PASS, cfg.norm_eps,
+        )  # fmt: skip
+        pool = lib.pool_new(threads)
+        self._model = lib.model_new(
+            ctypes.addressof(c_shape), ctypes.addressof(layers), weights.cos.data_ptr(),
+            weights.sin.data_ptr(), pool,
+        )  # fmt: skip
+        weakref.finalize(self, _free, lib, self._model, pool)
+
+    def embed(self, ids_BT: Sequence[Sequence[int]]) -> Tensor:
+        ids = torch.tensor(ids_BT)
+        embedding = self._weights.embedding
+        return self._weights.head.rows(ids) if embedding is None else embedding[ids].float()
+
+    def run_layers(
+        self, x_BTC: Tensor, rows: Rows, layers: range, hook: LayerHook | None = None
+    ) -> Tensor:
+        b, t, width = x_BTC.shape
+        x = x_BTC.contiguous()
+        starts = torch.tensor(rows.starts, dtype=torch.int32)
+        slots = torch.tensor(rows.slots, dtype=torch.int32).repeat_interleave(t)
+        positions = (starts[:, None] + torch.arange(t, dtype=torch.int32)).reshape(-1)
+        effects = None
+        kept: list[Tensor] = []
+        if hook is not None:
+            effects = (c.Effect * self.config.n_layers)()
+            for i in layers:
+                if (effect := hook.effect(i)) is not None:
+                    effects[i] = _effect(effect, b, t, width, kept)
+        for start in range(0, b * t, MAX_TOKENS_PER_PASS):
+            n = min(MAX_TOKENS_PER_PASS, b * t - start)
+            assert start == 0 or effects is None
+            self._lib.run(
+                self._model, x.data_ptr() + start * width * 4, n,
+                slots.data_ptr() + start * 4, positions.data_ptr() + start * 4,
+                layers.start, layers.stop, effects,
+            )  # fmt: skip
+        return x
+
+    def finish(self, x_NC: Tensor) -> tuple[Tensor, Tensor]:
+        x = x_NC.contiguous()
+        normed, logits = torch.empty_like(x), torch.empty(len(x), self._weights.head.n)
+        for start in range(0, len(x), MAX_TOKENS_PER_PASS):
+            part = slice(start, start + MAX_TOKENS_PER_PASS)
+            self._lib.finish(
+                self._model, ctypes.addressof(self._head), self._weights.norm.data_ptr(),
+                x[part].data_ptr(), len(x[part]), normed[part].data_ptr(), logits[part].data_ptr(),
+            )  # fmt: skip
+        return normed, logits
+
+    def copy_prefix(self, source: int, target: int, n_tokens: int) -> None:
+        for cached in (self._k, self._v):
+            cached[:, target, :, :n_tokens] = cached[:, source, :, :n_tokens]
+
+    def _layer(self, i: int) -> c.Layer:
+        matrices = [_matrix(*self._weights.layers[i][n]) for n in ("qkv", "out", "gate_up", "down")]
+        tensors = (*self._weights.norms[i], self._k[i], self._v[i])
+        return c.Layer(*matrices, *(t.data_ptr() for t in tensors))
+
+
+def fits_native(config: GPTConfig) -> bool:
+    """Whether the kernels' vectors divide this shape."""
+    widths = (config.d_model, config.d_ff, config.n_heads * config.head_dim)
+    return all(w % GROUP == 0 for w in widths) and config.head_dim % 8 == 0
+
+
+def _matrix(packed: Packed, bias: Tensor | None) -> c.Matrix:
+    scales = None if packed.scales is None else packed.scales.data_ptr()
+    return c.Matrix(
+        packed.data.data_ptr(), scales, None if bias is None else bias.data_ptr(),
+        KINDS[packed.kind], packed.n, packed.k,
+    )  # fmt: skip
+
+
+def _effect(effect: LayerEffect, b: int, t: int, width: int, kept: list[Tensor]) -> c.Effect:
+    """Point at the effect's tensors; `kept` holds the copies made on the way."""
+
+    def rows(tensor: Tensor | None) -> tuple[int | None, int]:
+        if tensor is None:
+            return None, 0
+        is_one = tensor.numel() == width
+        whole = tensor.float() if is_one else tensor.float().expand(b, t, width)
+        kept.append(whole.contiguous())
+        return kept[-1].data_ptr(), 0 if is_one else width
+
+    out = c.Effect(is_skipped=int(effect.is_skipped))
+    if effect.keep_BT1 is not None:
+        kept.append(effect.keep_BT1.expand(b, t, 1).to(torch.uint8).contiguous())
+        out.keep = kept[-1].data_ptr()
+    out.noise, out.noise_stride = rows(effect.noise_BTC)
+    if effect.film is not None:
+        out.attention_gain, out.attention_stride = rows(effect.film.attention_gain_BTC)
+        out.mlp_gain, out.mlp_stride = rows(effect.film.mlp_gain_BTC)
+        out.shift, out.shift_stride = rows(effect.film.shift_BTC)
+    return out
+
+
+def _free(lib: native.Library, model: int, pool: int) -> None:
+    lib.model_free(model)
+    lib.pool_free(pool)
+
+
+def head_of(model: GPT) -> nn.Module:
+    """The output matrix as a module."""
+    head = nn.Linear(model.config.d_model, model.config.vocab_size, bias=False, device="meta")
+    head.weight = nn.Parameter(model.head_weight_VC.detach(), requires_grad=False)
+    return head

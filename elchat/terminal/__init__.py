@@ -1,0 +1,1 @@
+"""The chat in a terminal: what is typed, what is written, and the commands between."""

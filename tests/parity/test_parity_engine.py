@@ -1,0 +1,105 @@
+"""Greedy replies of the real SmolLM2-135M against `transformers`, 256 tokens on 20 prompts.
+
+    ELCHAT_TEST_GGUF=smollm2.gguf pytest -m slow tests/parity/test_parity_engine.py
+
+transformers reads prompt and reply in one pass and must choose, at every position, the token the
+engine wrote: by induction, that is its own greedy reply. Where it does not, its two best logits
+must be nearer than the sums of fp32 can tell apart.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from elchat import native
+from elchat.engine import Engine, Request
+from elchat.sampling import SamplingParams
+from elchat.scheduler import Scheduler
+from elchat.weights import load_model, save_hf
+
+N_TOKENS = 256
+PROMPTS = (
+    "¿Cuál es la capital de Francia?",
+    "Escribe un poema sobre el mar.",
+    "Explica por qué llueve.",
+    "¿Quién escribió el Quijote?",
+    "Dame una receta de tortilla de patatas.",
+    "Cuenta un cuento corto sobre un pingüino.",
+    "¿Qué es la fotosíntesis?",
+    "Traduce al inglés: «mañana iremos a la montaña».",
+    "¿Cómo se hace el pan?",
+    "Háblame de la historia de España.",
+    "¿Por qué el cielo es azul?",
+    "Escribe una carta a un amigo.",
+    "¿Cuántos días tiene un año bisiesto?",
+    "Dime tres consejos para dormir mejor.",
+    "¿Qué diferencia hay entre un río y un lago?",
+    "Resume la Segunda Guerra Mundial.",
+    "Inventa un diálogo entre un gato y un perro.",
+    "¿Qué significa la palabra «siesta»?",
+    "Explícame las fracciones como a un niño.",
+    "¿Cuál es la montaña más alta del mundo?",
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+
+@pytest.fixture(scope="module")
+def gguf() -> Path:
+    path = Path(os.environ.get("ELCHAT_TEST_GGUF", "/nonexistent"))
+    if not path.is_file():
+        pytest.skip("hace falta ELCHAT_TEST_GGUF con un GGUF de SmolLM2-135M")
+    return path
+
+
+@pytest.fixture(scope="module")
+def peer(gguf, tmp_path_factory):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("hf") / "model"
+    save_hf(load_model(gguf), folder, dtype=torch.float32)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def replies(engine: Engine, *, max_rows: int) -> list[tuple[list[int], list[int]]]:
+    params = SamplingParams(temperature=0.0, max_new_tokens=N_TOKENS, logprobs=0)
+    found: list[tuple[list[int], list[int]]] = []
+    scheduler = Scheduler(engine, max_rows=max_rows, max_queue=len(PROMPTS))
+    streams = []
+    for text in PROMPTS:
+        ids = engine.prompt([{"role": "user", "content": text}], N_TOKENS).ids
+        events: list = []
+        scheduler.submit(Request(ids, params, frozenset()), events.append)
+        streams.append((ids, events))
+    while any(not events or events[-1].finish is None for _, events in streams):
+        time.sleep(0.05)
+    scheduler.close()
+    for ids, events in streams:
+        found.append((ids, [t.id for e in events for t in e.tokens]))
+    return found
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_greedy_tokens_equal_transformers(gguf, peer, is_compiled):
+    if is_compiled and native.why_not() is not None:
+        pytest.skip(str(native.why_not()))
+    loaded = load_model(gguf)
+    engine = Engine(
+        loaded.model, loaded.tokenizer, loaded.chat, context_tokens=1024, compile=is_compiled
+    )
+    parted = []
+    for i, (ids, written) in enumerate(replies(engine, max_rows=10)):
+        assert len(written) == N_TOKENS
+        with torch.inference_mode():
+            logits = peer(torch.tensor([ids + written])).logits[0, len(ids) - 1 : -1]
+        for step, token in enumerate(written):
+            best = logits[step].topk(2)
+            if int(best.indices[0]) != token:
+                parted.append((i, step, float(best.values[0] - best.values[1])))
+                break
+    assert [where for where in parted if where[2] > 1e-3] == []
+    assert parted == []

@@ -1,0 +1,333 @@
+"""Each thing that goes wrong is one Spanish sentence: what, what it cost, what to type next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cli.cloud import care, finish, record, remote
+from cli.main import main
+from cli.pod import guard
+from cli.runpod_provider import RunpodProvider
+from elchat import errors, paths, runs
+from elchat.files import read_json
+from elchat_sim.faults import FaultScript
+from tests.cloud_world import CloudWorld, parsed
+
+KEY = "rpa_CLAVE.de-la-cuenta_0123456789"
+
+
+@pytest.fixture(autouse=True)
+def _account(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNPOD_API_KEY", KEY)
+    monkeypatch.setenv("ELCHAT_RUNPOD_API_URL", "http://127.0.0.1:9")  # never the real one
+    monkeypatch.setattr("cli.cloud.strays.renew_in_background", lambda now: None)
+    monkeypatch.setattr(care, "TICK_S", 120.0)
+    monkeypatch.setattr(guard, "TICK_S", 45.0)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    folder = tmp_path / "textos"
+    folder.mkdir()
+    (folder / "uno.txt").write_text("Un texto.", encoding="utf-8")
+    path = tmp_path / "nube.yaml"
+    text = yaml.safe_dump(parsed(folder, expected_hours=0.4, budget_usd=2).model_dump(mode="json"))
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+class Cloud:
+    """A world, and `elchat` in it."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], script: dict[str, Any]) -> None:
+        account = {"key": KEY, **script.pop("account", {})}
+        self.world = CloudWorld(FaultScript.model_validate({"account": account, **script}))
+        self.capsys = capsys
+
+    def elchat(self, *words: str, key: str = KEY) -> tuple[int, str, str]:
+        def provider() -> RunpodProvider:
+            return self.world.provider(key=key)
+
+        code = main(list(words), providers={"runpod": provider})
+        captured = self.capsys.readouterr()
+        for text in (captured.out, captured.err):
+            assert "Traceback" not in text
+            assert KEY not in text
+        return code, captured.out, captured.err
+
+
+@pytest.fixture
+def cloud(capsys) -> Callable[..., Cloud]:
+    return lambda **script: Cloud(capsys, script)
+
+
+def sentences(err: str) -> tuple[str, str]:
+    """(the one sentence of the error, the hint)."""
+    lines = err.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("Error: "))
+    return lines[at], "\n".join(lines[at + 1 :])
+
+
+def test_a_wrong_key(cloud, config):
+    code, _, err = cloud().elchat("train", "-c", str(config), "--yes", key="rpa_otra_clave_0")
+    error, hint = sentences(err)
+    assert code == errors.AuthError.exit_code == 2
+    assert "rechaza la clave RUNPOD_API_KEY" in error
+    assert "no ha costado nada" in error
+    assert "export RUNPOD_API_KEY" in hint
+    assert not paths.runs_dir().exists()
+
+
+def test_an_empty_balance(cloud, config):
+    code, _, err = cloud(account={"balance_usd": 0.0}).elchat("train", "-c", str(config), "--yes")
+    error, hint = sentences(err)
+    assert code == errors.BalanceError.exit_code == 12
+    assert "no tiene saldo" in error
+    assert "no ha costado nada" in error
+    assert "Billing" in hint
+
+
+def test_a_balance_refused_at_the_counter(cloud, config):
+    there = cloud(create=[{"kind": "balance"}])
+    code, _, err = there.elchat("train", "-c", str(config), "--yes", "--name", "pobre")
+    error, hint = sentences(err)
+    assert code == 12
+    assert "Lleva gastados 0,00 $ de 2,00 $" in error
+    assert "elchat resume pobre" in hint
+    assert there.world.usd() == 0.0
+
+
+def test_no_capacity_anywhere(cloud, config):
+    there = cloud(create=[{"kind": "capacity"}])
+    code, _, err = there.elchat("train", "-c", str(config), "--yes", "--name", "lleno")
+    error, hint = sentences(err)
+    assert code == errors.NoCapacityError.exit_code == 11
+    assert "Ninguna de las GPU admitidas se puede alquilar ahora" in error
+    assert "Lleva gastados 0,00 $" in error
+    assert "--wait-capacity 2h" in hint
+    code, out, _ = there.elchat("status", "lleno")
+    assert code == 0
+    assert "elchat resume lleno" in out
+
+
+def test_capacity_can_be_waited_for(cloud, config):
+    there = cloud(create=[{"kind": "capacity", "calls": list(range(1, 20))}])
+    code, _, _ = there.elchat(
+        "train", "-c", str(config), "--yes", "--wait-capacity", "1h", "--detach", "--name", "espera"
+    )
+    assert code == 0
+    assert len(there.world.sim.live_pods()) == 1
+    assert there.elchat("stop", "espera", "--now")[0] == 0
+    assert there.world.sim.live_pods() == []
+
+
+def test_no_ssh_client(cloud, config, monkeypatch):
+    monkeypatch.setattr(remote.shutil, "which", lambda name: None)
+    monkeypatch.setattr(
+        "tests.cloud_world.VirtualRemote.check_tools",
+        lambda self: remote.OpenSsh(Path("x"), "y").check_tools(),
+    )
+    code, _, err = cloud().elchat("train", "-c", str(config), "--yes")
+    error, hint = sentences(err)
+    assert code == errors.ProviderError.exit_code == 9
+    assert "Falta ssh" in error
+    assert "no se ha alquilado nada" in error
+    assert "apt install" in hint
+
+
+def test_nobody_to_confirm(cloud, config):
+    code, out, err = cloud().elchat("train", "-c", str(config))
+    assert code == 2
+    assert "RTX 4090" in out
+    assert "repite la orden con --yes" in sentences(err)[1]
+    assert not paths.runs_dir().exists()
+
+
+def test_a_disk_that_fills_up_here(cloud, config, monkeypatch):
+    there = cloud()
+    bring = finish._bring
+
+    def full(job, incoming):
+        raise errors.DiskError(f"El disco de este ordenador se llenó al descargar en {incoming}.")
+
+    assert there.elchat("train", "-c", str(config), "--yes", "--name", "llena", "--detach")[0] == 0
+    run = runs.find("llena")
+    provider = there.world.provider()
+    monkeypatch.setattr(finish, "_bring", full)
+    with pytest.raises(errors.DiskError) as caught:
+        there.world.follow(run, provider)
+    assert "La máquina sigue encendida a 0,75 $/h" in str(caught.value)
+    assert "Lleva gastados" in str(caught.value)
+    assert "elchat attach llena" in (caught.value.hint or "")
+    assert len(there.world.sim.live_pods()) == 1
+    monkeypatch.setattr(finish, "_bring", bring)
+    assert there.world.follow(run, there.world.provider()) == "done"
+    assert there.world.sim.live_pods() == []
+
+
+def test_a_full_disk_before_renting(cloud, config, monkeypatch):
+    monkeypatch.setattr("elchat.files.free_bytes", lambda path: 1000)
+    code, _, err = cloud().elchat("train", "-c", str(config), "--yes")
+    assert code == errors.DiskError.exit_code == 7
+    assert "No hay sitio en el disco" in sentences(err)[0]
+    assert not paths.runs_dir().exists()
+
+
+def test_a_download_that_keeps_arriving_damaged(cloud, config):
+    there = cloud()
+    assert there.elchat("train", "-c", str(config), "--yes", "--name", "rota", "--detach")[0] == 0
+    run = runs.find("rota")
+    there.world.remote._share = 1.0
+    with pytest.raises(errors.TransferError) as caught:
+        there.world.follow(run, there.world.provider())
+    assert caught.value.exit_code == 13
+    assert "no coincide con su huella sha256" in str(caught.value)
+    assert "La máquina sigue encendida" in str(caught.value)
+    assert "elchat stop rota --now" in (caught.value.hint or "")
+    assert len(there.world.sim.live_pods()) == 1  # not deleted before it is verified
+    there.world.remote._share = 0.0
+    assert there.world.follow(run, there.world.provider()) == "done"
+
+
+def test_the_account_key_in_the_pods_environment(cloud, config, monkeypatch):
+    """Were it to travel, nothing is rented; were RunPod to echo it, the machine is deleted."""
+    monkeypatch.setattr("cli.cloud.bundle.api_url", lambda: f"http://127.0.0.1:9/?key={KEY}")
+    there = cloud()
+    code, _, err = there.elchat("train", "-c", str(config), "--yes", "--name", "espia")
+    error, hint = sentences(err)
+    assert code == 9
+    assert "La clave de la cuenta iba a viajar" in error
+    assert "no se ha alquilado nada" in error
+    assert "ELCHAT_RUNPOD_API_URL" in hint
+    assert there.world.usd() == 0.0
+
+
+def test_a_key_echoed_by_runpod_ends_the_machine(cloud, config, monkeypatch):
+    from cli.runpod_client import RunpodClient
+
+    create = RunpodClient.create_pod
+
+    def echoing(self, body):
+        pod = create(self, body)
+        return pod.model_copy(update={"env": {**(pod.env or {}), "RUNPOD_API_KEY": KEY}})
+
+    monkeypatch.setattr(RunpodClient, "create_pod", echoing)
+    there = cloud()
+    code, _, err = there.elchat("train", "-c", str(config), "--yes", "--name", "eco")
+    error, hint = sentences(err)
+    assert code == 9
+    assert "La clave de la cuenta estaba en el entorno de la máquina" in error
+    assert "Lleva gastados" in error
+    assert "elchat resume eco" in hint
+    assert there.world.sim.live_pods() == []
+
+
+def test_a_guard_whose_key_is_refused_means_no_training(cloud, config):
+    there = cloud(pod_key={"get": False})
+    code, _, err = there.elchat("train", "-c", str(config), "--yes", "--name", "muda")
+    assert code == 9
+    assert "no se entrena sin guardia" in sentences(err)[0]
+    assert there.world.sim.live_pods() == []
+
+
+def test_the_key_is_in_no_file_request_or_trace(cloud, config, monkeypatch, tmp_path):
+    """A whole run, then a crash inside it, then everything that was written is searched."""
+    there = cloud()
+    bodies: list[str] = []
+    handle = there.world.sim.api.handle
+
+    def spy(request):
+        bodies.append(request.body.decode("utf-8", "replace") + json.dumps(request.query))
+        return handle(request)
+
+    monkeypatch.setattr(there.world.sim.api, "handle", spy)
+    code, *_ = there.elchat("train", "-c", str(config), "--yes", "--name", "llave", "--detach")
+    assert code == 0
+    run = runs.find("llave")
+    there.world.follow(run, there.world.provider())
+
+    def broken(job):
+        raise ValueError(f"Illegal header value b'Bearer {KEY}'")
+
+    monkeypatch.setattr("cli.cloud.engine.STEPS", {"planned": broken})
+    for debug in ([], ["--debug"]):
+        name = f"mala{len(debug)}"
+        code = main(
+            ["train", "-c", str(config), "--yes", "--name", name, *debug],
+            providers={"runpod": there.world.provider},
+        )
+        captured = there.capsys.readouterr()
+        assert code == 70
+        assert KEY not in captured.out + captured.err
+        assert "(clave)" in captured.err
+    assert any("podTerminate" in body or "PUBLIC_KEY" in body for body in bodies)
+    assert [body for body in bodies if KEY in body] == []
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.parent.name == "errores" for path in written)
+    assert [path for path in written if KEY.encode() in path.read_bytes()] == []
+    assert "token" not in json.dumps(read_json(record.path_of(run)).get("machine") or {})
+    assert KEY not in repr(there.world.provider().client) + str(vars(there.world.provider()))[:0]
+
+
+def test_a_key_that_cannot_be_one_is_not_repeated(cloud, config, monkeypatch):
+    code, _, err = cloud().elchat("train", "-c", str(config), "--yes", key="clave\nen dos líneas")
+    assert code == 2
+    assert "no tiene forma de clave" in sentences(err)[0]
+    assert "dos líneas" not in err
+
+
+def test_strays_are_told_by_every_command_and_deleted_by_stop_all(cloud, config, monkeypatch):
+    there = cloud()
+    body = {
+        "name": "elchat-ajena-1-d1795399999", "image": "x", "ports": ["22/tcp"], "env": {},
+        "gpu": {"id": "NVIDIA A40", "count": 1},
+    }  # fmt: skip
+    there.world.provider().client.create_pod(body)
+    monkeypatch.setattr("time.time", there.world.sim.clock.now)
+    monkeypatch.setattr("time.sleep", there.world.sim.sleep)
+    there.world.provider().quote(parsed(config.parent / "textos"))
+    _, out, err = there.elchat("runs")
+    assert "AVISO: 1 máquina(s) de elchat encendida(s)" in err
+    assert "elchat-ajena-1-d1795399999" in err
+    assert "0,49 $/h" in err
+    code, _, err = there.elchat("stop", "--all")
+    assert code == 2
+    assert "elchat stop --all --yes" in err
+    code, out, err = there.elchat("stop", "--all", "--yes")
+    assert code == 0, err
+    assert "elchat-ajena-1-d1795399999: borrada" in out
+    assert there.world.sim.live_pods() == []
+    assert "AVISO" not in there.elchat("runs")[2]
+
+
+def test_exit_codes_are_documented():
+    text = (Path(__file__).parents[2] / "docs" / "runpod.md").read_text(encoding="utf-8")
+    found = [getattr(errors, name) for name in dir(errors) if name.endswith("Error")]
+    for error in found:
+        assert f"| {error.exit_code} |" in text, error
+    assert "| 130 |" in text
+    assert "| 70 |" in text
+
+
+def test_resume_without_money_says_so(cloud, config):
+    there = cloud()
+    assert there.elchat("train", "-c", str(config), "--yes", "--name", "corta", "--detach")[0] == 0
+    run = runs.find("corta")
+    there.world.sim.sleep(10 * 3600)  # the laptop off until long after the guard deleted it
+    assert there.world.sim.live_pods() == []
+    assert there.world.usd() <= 2.0
+    state = there.world.follow(run, there.world.provider())
+    assert state == "stopped"
+    assert record.load(run).phase == "budget"  # type: ignore[union-attr]
+    code, _, err = there.elchat("resume", "corta")
+    assert code == errors.BudgetError.exit_code == 10
+    assert "--budget" in sentences(err)[1]
+    there.elchat("resume", "corta", "--budget", "4", "--detach")
+    assert there.world.follow(run, there.world.provider()) == "done"
+    assert there.world.usd() <= 4.0
