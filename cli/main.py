@@ -46,6 +46,8 @@ COMMANDS: Mapping[str, str] = {
     "eval": "Mide un modelo con tareas en español y bits por byte.",
     "ship": "Dice si el resultado es mejor que su base: sale con 0 sí, 2 no, 3 no se sabe.",
     "estimate": "Calcula memoria, tiempo y dólares antes de empezar.",
+    "autonomy": "Mide y enseña la autonomía estructural de un modelo.",
+    "replay": "Repite una conversación grabada y la compara byte a byte.",
     "sweep": "Elige tasa y vueltas probando unas pocas con pocos datos.",
     "cost": "Compara lo calculado con lo que RunPod ha facturado.",
     "reaper": "Borra las máquinas alquiladas que pasan de su hora límite.",

@@ -20,6 +20,7 @@ from elchat.files import sha256_json
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+NAMED_AXES = 8  # of the mood: valence, arousal...
 FROZEN_PATTERN = r"^(embeddings|head|norms|layers:\d+(-\d+)?)$"
 
 
@@ -175,9 +176,9 @@ class TrainingSection(Section):
     """How to train. The first four keys are structural autonomy."""
 
     stochastic_depth: Share = Field(0.0, description="Probabilidad máxima de saltarse una capa")
-    noise_scale: float = Field(0.0, ge=0.0, le=0.1, description="Ruido relativo a la norma (RMS)")
+    noise_scale: float = Field(0.0, ge=0.0, le=0.03, description="Ruido relativo a la norma (RMS)")
     mood_dim: int = Field(
-        0, ge=0, le=256, description="Dimensiones del estado de ánimo; 0 sin ánimo"
+        0, ge=0, le=256, description="Dimensiones del estado de ánimo: 0 sin él, o de 8 a 256"
     )
     stochastic_temp_var: float = Field(
         0.0, ge=0.0, le=1.0, description="Desviación de ln T, sorteada en cada respuesta"
@@ -203,6 +204,30 @@ class TrainingSection(Section):
     )
     cpt: StageSection = StageSection()
     sft: StageSection = StageSection(schedule="cosine", decay_share=0.9)
+
+
+class AutonomySection(Section):
+    """Structural autonomy beyond its four training keys: how it acts, what the chat gets."""
+
+    enabled: bool = Field(True, description="false apaga toda la autonomía: el modelo, tal cual")
+    edition: Literal["frozen", "full"] = Field(
+        "full",
+        description="frozen no toca los pesos base; full los entrena con la autonomía puesta",
+    )
+    max_skips: int = Field(
+        2, ge=0, le=8, description="Capas que una respuesta se salta, como mucho"
+    )
+    noise_refresh: Share = Field(0.1, description="Parte del ruido que cambia en cada token")
+    mood_gain: float = Field(1.0, ge=0.0, le=3.0, description="Fuerza del ánimo; 0 no se nota")
+    mood_tokens: PositiveInt = Field(
+        60_000, description="Tokens con los que se entrena el ánimo, como mucho"
+    )
+    max_silence_rate: Share = Field(
+        0.05, description="Techo de la probabilidad de callar en un turno del chat; 0 nunca"
+    )
+    abstain_alpha: Share | None = Field(
+        None, description="Tope de respuestas dadas y falsas; vacío, no se abstiene"
+    )
 
 
 class CheckpointSection(Section):
@@ -290,6 +315,7 @@ class Config(Section):
     model: ModelSection
     data: DataSection
     training: TrainingSection = TrainingSection()
+    autonomy: AutonomySection = AutonomySection()
     checkpoints: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection = EvaluationSection()
     export: ExportSection = ExportSection()
@@ -303,6 +329,11 @@ class Config(Section):
                     f"training.{stage} está activada y data.{stage} está vacía: añade una fuente "
                     f"o pon training.{stage}.enabled: false"
                 )
+        if 0 < self.training.mood_dim < NAMED_AXES:
+            raise ValueError(
+                f"training.mood_dim vale {self.training.mood_dim} y los ejes con nombre ya son "
+                f"{NAMED_AXES}: ponlo a 0 o a {NAMED_AXES} o más"
+            )
         if not (self.training.cpt.enabled or self.training.sft.enabled):
             raise ValueError("no hay nada que entrenar: activa training.cpt o training.sft")
         return self

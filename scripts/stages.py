@@ -33,6 +33,7 @@ from elchat.training.parallel import Parallel
 from elchat.training.plan import StagePlan, make_plan
 from elchat.training.reporter import Reporter
 from elchat.weights import LoadedModel, load_model
+from scripts import autonomy_stages
 from scripts.measure import RunMeter, Stopped
 
 TrainedStage = Literal["cpt", "sft"]
@@ -88,11 +89,12 @@ def run_data(worker: Worker) -> None:
     base_path = hub.fetch_base(config.model.base, config.model.start, progress=reporter.log)
     loaded = load_model(base_path, dtype=torch.bfloat16)
     check_contexts(config, loaded)
-    warn_of_idle_keys(worker)
+    autonomy = autonomy_stages.find_skippable(loaded, config, reporter)
+    loaded.model.bfloat16()
     sets = {}
     for stage in enabled_stages(config):
         sets[stage] = str(prepare_shards(worker, stage, loaded).path)
-    worker.finish("data", base_path=str(base_path), shards=sets)
+    worker.finish("data", base_path=str(base_path), shards=sets, **autonomy)
 
 
 def run_training(worker: Worker, stage: TrainedStage) -> None:
@@ -145,6 +147,7 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
                 should_stop=worker.reporter.should_stop,
             ),
             reload_initial=functools.partial(initial_state, worker, stage),
+            knobs=autonomy_stages.knobs_of(config, stage, model, skippable(worker)),
             left_s=functools.partial(rented_time_left, worker, stage),
             **known_scores(worker, stage),
             parallel=worker.parallel,
@@ -207,6 +210,25 @@ def run_export(worker: Worker) -> None:
     worker.finish("export", outputs=outputs)
 
 
+def run_mood(worker: Worker) -> None:
+    """Teach a mood to the exported model, whose weights stay as they are; write it beside them."""
+    loaded = load_model(worker.run.model_path, dtype=torch.float32)
+    taught = autonomy_stages.teach_mood(
+        loaded,
+        worker.config,
+        worker.reporter,
+        worker.run.checkpoints_path / "mood",
+        skippable(worker),
+    )
+    if taught is None:
+        raise Stopped
+    autonomy, training = taught
+    notes = {"training": training, "ablation": worker.facts("data").get("ablation")}
+    written = autonomy_stages.write(autonomy, worker.run.model_path, notes)
+    outputs = {str(path.relative_to(worker.run.path)): sha256_file(path) for path in written}
+    worker.finish("mood", outputs=outputs)
+
+
 def run_report(worker: Worker) -> None:
     """Write report.html, report.md, report.json and the manifest of the run's artifacts."""
     for stage in enabled_stages(worker.config):
@@ -223,6 +245,7 @@ STAGES: dict[str, Callable[[Worker], None]] = {
     "sft": functools.partial(run_training, stage="sft"),
     "eval": run_eval,
     "export": run_export,
+    "mood": run_mood,
     "report": run_report,
 }
 
@@ -235,6 +258,8 @@ def walk(worker: Worker, only: str | None = None) -> None:
         ElchatError: a stage failed; those before it stay finished.
     """
     skipped = {"cpt", "sft"} - set(enabled_stages(worker.config))
+    if not autonomy_stages.is_on(worker.config):
+        skipped.add("mood")
     for stage, run_stage in STAGES.items():
         if stage in skipped or (only is not None and stage != only):
             continue
@@ -308,16 +333,9 @@ def check_contexts(config: Config, loaded: LoadedModel) -> None:
             )
 
 
-def warn_of_idle_keys(worker: Worker) -> None:
-    """Say which autonomy keys are set; training does not act on them yet."""
-    training = worker.config.training
-    keys = ("stochastic_depth", "noise_scale", "mood_dim", "stochastic_temp_var")
-    idle = [key for key in keys if getattr(training, key)]
-    if idle:
-        worker.reporter.log(
-            f"[data] AVISO: {', '.join(idle)} todavía no actúan en esta versión; "
-            "el modelo se entrena sin ellas."
-        )
+def skippable(worker: Worker) -> list[int]:
+    """Layers that may be skipped, as the data stage found them."""
+    return list(worker.facts("data").get("skippable", []))
 
 
 def prepare_shards(worker: Worker, stage: TrainedStage, loaded: LoadedModel) -> ShardSet:
@@ -407,7 +425,9 @@ def new_plan(worker: Worker, stage: TrainedStage, path: Path, loader: PackedLoad
 def settle_compilation(worker: Worker, job_loop: Loop) -> None:
     """Compile the blocks if the plan says so; a new plan finds out first."""
     plan, stage = job_loop.job.plan, job_loop.job.stage
-    if worker.parallel.world > 1:  # a trial would have to be the same for all: go by the device
+    if job_loop.job.knobs is not None:  # masks and noise change the graph at every step
+        plan.is_compiled = False
+    elif worker.parallel.world > 1:  # a trial would have to be the same for all: go by the device
         mode = worker.config.compute.compile
         if mode == "always" or (mode == "auto" and plan.compute.device == "cuda"):
             compiled.compile_blocks(job_loop.model)

@@ -222,7 +222,11 @@ def gather(run: Run, *, fertility: dict[str, dict[str, int]] | None = None) -> F
         fertility=fertility or _counts(earlier.get("fertility")),
         card=reader.object("model/autonomy_card.json"),
         licence=_licence(reader, config),
-        files={k: str(v) for k, v in mapping(markers["export"].get("outputs")).items()},
+        files={
+            k: str(v)
+            for marker in (markers["export"], reader.object("stages/mood.json") or {})
+            for k, v in mapping(marker.get("outputs")).items()
+        },
         problems=reader.problems,
     )
 

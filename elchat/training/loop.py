@@ -17,10 +17,12 @@ import torch
 
 from elchat import checkpoint as checkpoints
 from elchat import forgetting
+from elchat.autonomy.training_knobs import TrainingKnobs
 from elchat.config import CheckpointSection, EvaluationSection, StageSection, TrainingSection
 from elchat.data.loader import Batch, Inputs, PackedLoader
 from elchat.errors import CheckpointError, TrainingError
 from elchat.gpt import GPT
+from elchat.hooks import LayerHook
 from elchat.training import rng
 from elchat.training.device import out_of_memory_as_none, peak_memory_mib
 from elchat.training.guard import Guard, Verdict
@@ -46,6 +48,7 @@ class Job:
         reload_initial: the state dict the stage began with (a rollback before any checkpoint).
         before: bits per byte of those weights where they are already known.
         eval_seconds: how long measuring is expected to take, until it has been timed.
+        knobs: stochastic depth and noise while training, or None.
         left_s: seconds the stage may still train by the clock on the wall, None without a limit.
         parallel: this process among those that train together.
         sharding: how several processes hold the model.
@@ -65,6 +68,7 @@ class Job:
     reload_initial: Callable[[], dict[str, torch.Tensor]]
     before: dict[str, float] | None = None
     eval_seconds: float = 0.0
+    knobs: TrainingKnobs | None = None
     left_s: Callable[[], float | None] = lambda: None
     parallel: Parallel = field(default_factory=Parallel)
     sharding: Literal["ddp", "fsdp"] = "ddp"
@@ -162,7 +166,7 @@ class Loop:
             slice(self.job.plan.micro_batch_rows), self.job.plan.compute.device
         )
         self.model.train()
-        self._loss(part).backward()
+        self._loss(part, 0).backward()
         self.job.loader.load_state_dict(data_state)
         rng.restore(random_state)
 
@@ -225,19 +229,34 @@ class Loop:
             stop = min(start + plan.micro_batch_rows, mine.stop)
             part = batch.part(slice(start, stop), device)
             with self.parallel.gradients_now(is_last=stop == mine.stop):
-                loss = self._loss(part)
+                loss = self._loss(part, start)
                 # gradients are averaged over the processes: `world` makes it their sum
                 (loss * (self.parallel.world / max(batch.n_targets, 1))).backward()
             total += loss.detach()
         return self.parallel.total(total)
 
-    def _loss(self, part: Inputs) -> torch.Tensor:
+    def _loss(self, part: Inputs, first_row: int) -> torch.Tensor:
         """Cross entropy summed over the valid targets."""
         with self.job.plan.compute.autocast():
             loss: torch.Tensor = self._loss_of(
-                part.ids, part.positions, part.segments, part.targets
+                part.ids,
+                part.positions,
+                part.segments,
+                part.targets,
+                self._knobs(part, first_row),
             )
         return loss
+
+    def _knobs(self, part: Inputs, first_row: int) -> LayerHook | None:
+        if self.job.knobs is None:
+            return None
+        return self.job.knobs.hook(
+            part.targets,
+            None if part.segments is None else part.segments.ids_BT,
+            step=self.progress.step,
+            first_row=first_row,
+            progress=self.job.plan.timeline.progress(self.progress.step),
+        )
 
     def _halve_micro_batch(self) -> None:
         plan = self.job.plan

@@ -25,6 +25,7 @@ from elchat.attention import Segments
 from elchat.config import StageSection
 from elchat.errors import ConfigError
 from elchat.gpt import GPT
+from elchat.hooks import LayerHook
 from elchat.training.loss import summed_cross_entropy
 
 PATIENCE = datetime.timedelta(hours=12)  # the others wait while the first prepares the data
@@ -38,10 +39,15 @@ class LossModule(nn.Module):
         self.gpt = gpt
 
     def forward(
-        self, ids_BT: Tensor, positions_BT: Tensor, segments: Segments | None, targets_BT: Tensor
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor,
+        segments: Segments | None,
+        targets_BT: Tensor,
+        hook: LayerHook | None = None,
     ) -> Tensor:
         """Cross entropy summed over the valid targets."""
-        hidden = self.gpt.hidden(ids_BT, positions_BT=positions_BT, segments=segments)
+        hidden = self.gpt.hidden(ids_BT, positions_BT=positions_BT, segments=segments, hook=hook)
         return summed_cross_entropy(hidden, self.gpt.head_weight_VC, targets_BT)
 
 

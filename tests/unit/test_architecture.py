@@ -16,6 +16,7 @@ OURS = ("cli", "elchat", "scripts", "tasks")
 LAYERS: tuple[tuple[str, int], ...] = (
     ("elchat.web", 4),
     ("elchat.autonomy", 1),
+    ("elchat.lab", 4),
     ("elchat.data", 2),
     ("elchat.training.loop", 3),
     ("elchat.training", 2),

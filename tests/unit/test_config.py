@@ -41,7 +41,7 @@ def test_overrides_reach_nested_keys_and_list_items():
         ("training.seed", "espera clave=valor"),
         ("training.seed=siete", "debe ser un número entero"),
         ("training.seed=[", "no es YAML válido"),
-        ("training.noise_scale=0.5", "0.1 o menos"),
+        ("training.noise_scale=0.5", "0.03 o menos"),
         ("training.stochastic_depth=2", "1.0 o menos"),
         ("data.cpt.4.weight=1", "no es un índice"),
         ("name.algo=1", "no tiene claves dentro"),

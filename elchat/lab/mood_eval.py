@@ -1,0 +1,274 @@
+"""Is the mood real: does it cause, does it last, does it survive losing the transcript.
+
+Every question has its controls: a placebo (random modulation of the same norm, layer by layer), a
+mood trained on shuffled labels, and for the amnesia a reset. The ear is `elchat.lab.scorer`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from elchat.autonomy import Autonomy, Conversation, Settings
+from elchat.autonomy.mood import AXES, PRESENCE, Mood, half_life
+from elchat.files import write_json
+from elchat.lab.decoder import Decoder, Sampling
+from elchat.lab.scorer import scorer
+from elchat.lab.stats import mean_bootstrap, paired_permutation_p, slope_bootstrap
+from elchat.training.mood_data import read_banks
+from elchat.weights import LoadedModel
+
+DOSES = (-2.0, -1.0, 0.0, 1.0, 2.0)  # valence, in the mood's own units
+SAMPLING = Sampling(temperature=0.7, max_new_tokens=20)
+GAIN = Settings(mood_gain=1.0)
+Progress = Callable[[int, int], None]
+
+
+def placebo(mood: Mood, seed: int) -> Mood:
+    """The same mood with its modulation drawn at random: equal norm for each layer and effect."""
+    fake = copy.deepcopy(mood)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        e, k, m = fake.film.shape
+        parts = fake.film.view(e, 3, k // 3, m)
+        noise = torch.randn(parts.shape, generator=generator)
+        noise[..., PRESENCE + 1 :] = (
+            0.0 if not parts[..., PRESENCE + 1 :].any() else noise[..., PRESENCE + 1 :]
+        )
+        size = parts.pow(2).sum((2, 3), keepdim=True).sqrt()
+        parts.copy_(noise * size / noise.pow(2).sum((2, 3), keepdim=True).sqrt())
+    return fake
+
+
+def neutral_questions(n: int) -> list[str]:
+    """Questions with nothing in them to be glad or sad about."""
+    return [question for question, _, _ in read_banks()["preguntas"]][:n]
+
+
+class Speaker:
+    """Puts one user message to a model in given moods and hears the replies."""
+
+    def __init__(self, loaded: LoadedModel, autonomy: Autonomy) -> None:
+        self.loaded, self.autonomy = loaded, autonomy
+        self.decoder = Decoder(loaded.model, loaded.chat.stop_ids, loaded.tokenizer.vocab_size)
+        self.ear = scorer()
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a conversation with one message."""
+        message = [{"role": "user", "content": text}]
+        return self.loaded.chat.render(message, add_generation_prompt=True).ids
+
+    def replies(
+        self, text: str, vectors: Sequence[np.ndarray], *, seed: int, sampling: Sampling = SAMPLING
+    ) -> list[str]:
+        """One reply per mood, all with the same dice."""
+        ids = self.prompt(text)
+        hooks = []
+        for vector in vectors:
+            talk = self.autonomy.open(GAIN, seed=seed, conversation=text)
+            talk.pinned, talk.is_exact = vector.astype(np.float32), True
+            hooks.append(talk.turn(ids, [0], text=text))
+        written = self.decoder.write(ids, hooks, sampling)
+        return [self.loaded.tokenizer.decode(list(one.ids)) for one in written]
+
+    def live(self, messages: Sequence[str], replies: Sequence[str], *, seed: int) -> Conversation:
+        """The moods of a conversation whose replies are given, not generated."""
+        talk = self.autonomy.open(GAIN, seed=seed, conversation="vivida")
+        model, a = self.loaded.model, self.autonomy.appraisal_layers
+        history: list[dict[str, str]] = []
+        starts: list[int] = []
+        for message, reply in zip(messages, replies, strict=True):
+            history.append({"role": "user", "content": message})
+            ids = self.loaded.chat.render(history, add_generation_prompt=True).ids
+            history.append({"role": "assistant", "content": reply})
+            whole = self.loaded.chat.render(history).ids
+            starts.append(_turn_start(self.loaded, history[:-2]))
+            hook = talk.turn(ids, starts, text=message)
+            with torch.no_grad():
+                ids_BT = torch.tensor([whole])
+                low = model.run_layers(
+                    model.model.embed_tokens(ids_BT), model.plan(ids_BT), range(a)
+                )[0]
+            hook.appraise(low[starts[-1] : len(ids)])
+            for step, state in enumerate(low[len(ids) : -2]):
+                hook.wrote(step, 0, state)
+            hook.end("stop")
+        return talk
+
+
+def _turn_start(loaded: LoadedModel, history: Sequence[Mapping[str, str]]) -> int:
+    return len(loaded.chat.render(list(history)).ids) if history else 0
+
+
+def dose_response(
+    loaded: LoadedModel,
+    autonomy: Autonomy,
+    *,
+    n_questions: int = 40,
+    seed: int = 0,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Valence imposed on the mood at rest, valence heard: slope, interval, some replies."""
+    speaker = Speaker(loaded, autonomy)
+    questions = neutral_questions(n_questions)
+    heard = np.zeros((len(questions), len(DOSES)))
+    samples: dict[str, list[str]] = {}
+    for i, question in enumerate(questions):
+        vectors = []
+        for dose in DOSES:
+            vector = home(autonomy).astype(np.float32)
+            vector[AXES.index("valence")] = dose
+            vectors.append(vector)
+        replies = speaker.replies(question, vectors, seed=seed)
+        heard[i] = [speaker.ear(reply) for reply in replies]
+        if i < 4:
+            samples[question] = replies
+        progress(i + 1, len(questions))
+    doses = np.tile(np.array(DOSES), (len(questions), 1))
+    return {
+        "slope": slope_bootstrap(doses, heard, seed=seed).to_json(),
+        "means": heard.mean(0).tolist(),
+        "heard": heard.tolist(),
+        "doses": list(DOSES),
+        "samples": samples,
+    }
+
+
+def home(autonomy: Autonomy) -> np.ndarray:
+    """The mood at rest."""
+    assert autonomy.mood is not None
+    return autonomy.mood.home.detach().numpy().copy()
+
+
+def shock(
+    loaded: LoadedModel, autonomy: Autonomy, *, n: int = 12, quiet_turns: int = 8, seed: int = 0
+) -> dict[str, Any]:
+    """Insult against praise, then neutral turns: how the difference in valence fades.
+
+    The half-life is read from the straight line through ln(difference) over the turns after the
+    blow, as far as the difference stays above a twentieth of the first.
+    """
+    speaker, banks = Speaker(loaded, autonomy), read_banks()
+    questions = neutral_questions(quiet_turns)
+    answers = {question: short for question, short, _ in banks["preguntas"]}
+    curves = {}
+    for event in ("elogio", "insulto"):
+        rows = []
+        for i in range(n):
+            messages = banks["sucesos"][event]["mensajes"]
+            blow = [messages[i % len(messages)], messages[(i + 5) % len(messages)]]
+            said = [*blow, *questions]
+            replies = ["Bueno, seguimos.", "Bueno, seguimos.", *(answers[q] for q in questions)]
+            talk = speaker.live(said, replies, seed=seed + i)
+            rows.append([float(r.mood[0]) for r in talk.records[1:] if r.mood is not None])
+        curves[event] = np.array(rows)
+    difference = curves["elogio"] - curves["insulto"]
+    mean = difference.mean(0)
+    k = np.arange(len(mean))
+    kept = (mean > mean[0] / 20) & (np.cumsum(mean <= 0) == 0)
+    measured = None
+    if mean[0] > 0 and kept.sum() >= 3:
+        rate = -np.polyfit(k[kept], np.log(mean[kept]), 1)[0]
+        measured = float(np.log(2.0) / rate) if rate > 0 else None
+    assert autonomy.mood is not None
+    designed = half_life(float(autonomy.mood.tau[0].detach()))
+    return {
+        "first_difference": mean_bootstrap(difference[:, 0].tolist()).to_json(),
+        "curve": mean.tolist(),
+        "designed_half_life": designed,
+        "measured_half_life": measured,
+        "n": n,
+    }
+
+
+def amnesia(
+    loaded: LoadedModel,
+    autonomy: Autonomy,
+    *,
+    n_pairs: int = 70,
+    seed: int = 0,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """After praise or insult the transcript is deleted; only 256 bytes stay. Is it heard?
+
+    Arms: the mood carried over; the same but reset to home (must vanish).
+    """
+    speaker, banks = Speaker(loaded, autonomy), read_banks()
+    questions = neutral_questions(40)
+    carried, distances = [], []
+    for i in range(n_pairs):
+        states = {}
+        for event in ("elogio", "insulto"):
+            messages = banks["sucesos"][event]["mensajes"]
+            said = [messages[(i + j * 5) % len(messages)] for j in range(3)]
+            talk = speaker.live(said, ["Bueno, seguimos."] * 3, seed=seed * 1000 + i)
+            states[event] = talk.mood.to_bytes()
+        opened = {
+            event: autonomy.open(GAIN, seed=i, mood=data).vector for event, data in states.items()
+        }
+        question = questions[(i * 7) % len(questions)]
+        replies = speaker.replies(question, [opened["elogio"], opened["insulto"]], seed=seed + i)
+        scores = [speaker.ear(reply) for reply in replies]
+        carried.append(scores[0] - scores[1])
+        distances.append(float(opened["elogio"][0] - opened["insulto"][0]))
+        progress(i + 1, n_pairs)
+    return {"differences": carried, "state_valence_difference": distances}
+
+
+def judge_amnesia(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All seeds together: mean difference, its interval and its permutation p."""
+    pairs = [d for run in runs for d in run["differences"]]
+    states = [d for run in runs for d in run["state_valence_difference"]]
+    return {
+        "mean": mean_bootstrap(pairs).to_json(),
+        "p": paired_permutation_p(pairs),
+        "state": mean_bootstrap(states).to_json(),
+        "by_seed": [float(np.mean(run["differences"])) for run in runs],
+        "n_pairs": len(pairs),
+        "n_seeds": len(runs),
+    }
+
+
+def with_mood(autonomy: Autonomy, mood: Mood) -> Autonomy:
+    """The same autonomy with another mood (a control)."""
+    return replace(autonomy, mood=mood, model_id=autonomy.model_id + "-control")
+
+
+def evaluate(
+    loaded: LoadedModel,
+    autonomy: Autonomy,
+    path: Path,
+    *,
+    seed: int,
+    n_questions: int = 40,
+    n_pairs: int = 70,
+    progress: Callable[[str], Progress],
+) -> dict[str, Any]:
+    """Everything about one training seed; parts already in `path` are kept: it can be resumed."""
+    assert autonomy.mood is not None
+    facts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"seed": seed}
+    fake = with_mood(autonomy, placebo(autonomy.mood, seed))
+    parts: dict[str, Callable[[], Any]] = {
+        "dose": lambda: dose_response(
+            loaded, autonomy, n_questions=n_questions, seed=seed, progress=progress("dosis")
+        ),
+        "placebo": lambda: dose_response(
+            loaded, fake, n_questions=n_questions, seed=seed, progress=progress("placebo")
+        ),
+        "shock": lambda: shock(loaded, autonomy, seed=seed),
+        "amnesia": lambda: amnesia(
+            loaded, autonomy, n_pairs=n_pairs, seed=seed, progress=progress("amnesia")
+        ),
+    }
+    for name, run in parts.items():
+        if name not in facts:
+            facts[name] = run()
+            write_json(path, facts)
+    return facts

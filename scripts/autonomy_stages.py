@@ -1,0 +1,119 @@
+"""What structural autonomy adds to the stages of a run: knobs while training, then a mood."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from elchat.autonomy import Autonomy, Settings, store
+from elchat.autonomy.mood import appraisal_layers
+from elchat.autonomy.training_knobs import TrainingKnobs
+from elchat.config import Config
+from elchat.data.sources import Conversation, iter_documents
+from elchat.gpt import GPT
+from elchat.lab import ablation, texts
+from elchat.philox import Dice
+from elchat.training import mood_data
+from elchat.training.mood import MoodRecipe, train_mood
+from elchat.training.reporter import Reporter
+from elchat.weights import LoadedModel
+
+ABLATION_TOKENS = 2000
+COMPOSED = 240  # conversations that teach the axes; the run's own come on top
+OWN_CONVERSATIONS = 200
+
+
+def is_on(config: Config) -> bool:
+    """Whether this run has any autonomy."""
+    training = config.training
+    knobs = (training.stochastic_depth, training.noise_scale, training.stochastic_temp_var)
+    return config.autonomy.enabled and bool(any(knobs) or training.mood_dim)
+
+
+def trains_knobs(config: Config) -> bool:
+    """Whether the weights are trained with depth or noise on."""
+    layers = config.training.stochastic_depth or config.training.noise_scale
+    return is_on(config) and config.autonomy.edition == "full" and bool(layers)
+
+
+def find_skippable(loaded: LoadedModel, config: Config, reporter: Reporter) -> dict[str, Any]:
+    """The layers that may be skipped, measured on the model training starts from."""
+    if not is_on(config) or not config.training.stochastic_depth:
+        return {"skippable": []}
+    model = loaded.model.float()
+    documents = texts.read_documents(
+        loaded, Path(texts.DEFAULT_TEXTS["es"]), max_tokens=ABLATION_TOKENS
+    )
+    found = ablation.ablate(model, documents)
+    shown = ", ".join(map(str, found.skippable))
+    reporter.log(f"[data] capas que se pueden saltar: {shown} ({found.n_tokens} tokens)")
+    notes = {
+        "base_nats": found.base_nats,
+        "extra_nats": list(found.extra_nats),
+        "n_tokens": found.n_tokens,
+        "skippable": list(found.skippable),
+    }
+    return {"skippable": list(found.skippable), "ablation": notes}
+
+
+def knobs_of(config: Config, stage: str, model: GPT, skippable: list[int]) -> TrainingKnobs | None:
+    """Depth and noise for one stage; None trains the plain model."""
+    if not trains_knobs(config):
+        return None
+    shape, training = model.config, config.training
+    return TrainingKnobs(
+        dice=Dice(training.seed, f"entrenamiento-{stage}"),
+        n_layers=shape.n_layers,
+        width=shape.d_model,
+        first_layer=appraisal_layers(shape.n_layers),
+        p_max=training.stochastic_depth,
+        max_skips=config.autonomy.max_skips,
+        skippable=tuple(skippable),
+        noise_scale=training.noise_scale,
+        ramps=stage == "cpt",
+    )
+
+
+def teach_mood(
+    loaded: LoadedModel, config: Config, reporter: Reporter, root: Path, skippable: list[int]
+) -> tuple[Autonomy, dict[str, Any]] | None:
+    """A mood for the trained weights (which stay as they are), or None if stopped."""
+    autonomy = Autonomy(
+        loaded.model.config, "", tuple(skippable), settings=Settings.from_config(config)
+    )
+    if not config.training.mood_dim:
+        return autonomy, {}
+    recipe = MoodRecipe(
+        max_tokens=config.autonomy.mood_tokens,
+        dim=config.training.mood_dim,
+        seed=config.training.seed,
+        stage=1 if config.autonomy.edition == "full" else 0,
+    )
+    talks = [*_own(config), *mood_data.compose(COMPOSED, seed=config.training.seed)]
+    trained = train_mood(
+        loaded, talks, recipe, root=root, log=reporter.log, should_stop=reporter.should_stop
+    )
+    if trained is None:
+        return None
+    mood, report = trained
+    return replace(autonomy, mood=mood), {"recipe": asdict(recipe), "report": vars(report)}
+
+
+def write(autonomy: Autonomy, folder: Path, notes: dict[str, Any]) -> list[Path]:
+    """Put autonomy.safetensors and autonomy.json beside the weights; their paths."""
+    store.save(autonomy, folder, notes=notes)
+    paths = [folder / name for name in (store.WEIGHTS_FILE, store.FACTS_FILE)]
+    return [path for path in paths if path.exists()]
+
+
+def _own(config: Config) -> list[list[mood_data.Exchange]]:
+    """Some of the run's own conversations: their styles teach too."""
+    found: list[list[dict[str, str]]] = []
+    for source in config.data.sft:
+        for item in iter_documents(source, kind="sft"):
+            assert isinstance(item, Conversation)
+            found.append(list(item.messages))
+            if len(found) >= OWN_CONVERSATIONS:
+                return mood_data.from_messages(found)
+    return mood_data.from_messages(found)

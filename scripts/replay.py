@@ -1,0 +1,72 @@
+"""Live a recorded conversation again and compare it byte for byte.
+
+    python -m scripts.replay FILE MODEL [--json]
+
+What `elchat replay` starts. The laboratory's decoder runs it, one row at a time: what else a
+server was doing when it was recorded would otherwise be part of the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elchat.autonomy import Conversation, store
+from elchat.autonomy.replay import Run, load_replay, run_replay
+from elchat.errors import ElchatError
+from elchat.lab.decoder import Decoder, Sampling
+from elchat.weights import LoadedModel, load_model
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a replay; 1 if anything came out otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.replay", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--json", action="store_true", dest="as_json")
+    args = parser.parse_args(argv)
+    try:
+        replay = load_replay(args.file)
+        loaded = load_model(args.model, dtype=torch.float32)
+        autonomy = store.load(args.model, loaded.model.config)
+        outcome = run_replay(replay, autonomy, runner(loaded))
+    except ElchatError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    differences = [vars(one) for one in outcome.differences]
+    if args.as_json:
+        print(json.dumps({"replies": outcome.replies, "differences": differences}))
+    elif differences:
+        for one in outcome.differences:
+            print(f"turno {one.turn}, {one.what}: era «{one.was}» y sale «{one.now}»")
+    else:
+        print(f"Idéntica byte a byte: {len(outcome.replies)} turnos.")
+    return 1 if differences else 0
+
+
+def runner(loaded: LoadedModel) -> Run:
+    """Turns decoded one at a time, the whole past recomputed."""
+    decoder = Decoder(loaded.model, loaded.chat.stop_ids, loaded.tokenizer.vocab_size)
+
+    def run(messages: list[dict[str, str]], params: Mapping[str, Any], talk: Conversation) -> str:
+        ids = loaded.chat.render(messages, add_generation_prompt=True).ids
+        starts = [
+            len(loaded.chat.render(messages[:i]).ids) if i else 0
+            for i, message in enumerate(messages)
+            if message["role"] == "user"
+        ]
+        hook = talk.turn(ids, starts, text=messages[-1]["content"])
+        written = decoder.write(ids, [hook], Sampling(**params))[0]
+        return loaded.tokenizer.decode(list(written.ids))
+
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""A whole run with autonomy on, and its control without: the real stages on a toy."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from elchat import config, runs
+from elchat.autonomy import store
+from elchat.weights import load_model, save_hf
+from scripts import run as run_script
+from tests import tiny_run, toys
+
+KNOBS = {"stochastic_depth": 0.5, "noise_scale": 0.02, "mood_dim": 16, "stochastic_temp_var": 0.2}
+
+
+def new_run(folder, name, knobs, **autonomy):
+    raw = tiny_run.raw_config(folder, max_epochs=0.5)
+    raw["training"] |= knobs
+    raw["autonomy"] = {"mood_tokens": 300, **autonomy}
+    return runs.create(config.parse(raw, origin="tiny"), provider="local", name=name)
+
+
+def test_a_run_with_autonomy_trains_with_it_and_leaves_a_mood_beside_the_model(
+    tmp_path, monkeypatch
+):
+    from scripts import autonomy_stages
+
+    monkeypatch.setattr(autonomy_stages, "COMPOSED", 8)
+    monkeypatch.setattr(autonomy_stages, "ABLATION_TOKENS", 60)
+    save_hf(toys.loaded("smollm", max_positions=900), tmp_path / "base", dtype=torch.float32)
+    tiny_run.write_texts(tmp_path)
+    weights = {}
+    for name, knobs, edition in (
+        ("full", KNOBS, "full"),
+        ("frozen", KNOBS, "frozen"),
+        ("control", {}, "full"),
+    ):
+        run = new_run(tmp_path, name, knobs, edition=edition)
+        assert run_script.main([str(run.path)]) == 0
+        loaded = load_model(run.model_path)
+        weights[name] = loaded.model.state_dict()
+        autonomy = store.load(run.model_path, loaded.model.config)
+        assert (autonomy.mood is not None) == bool(knobs)
+        if knobs:
+            manifest = json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))
+            assert "model/autonomy.safetensors" in manifest["files"]
+            assert autonomy.settings.stochastic_depth == 0.5
+            assert autonomy.skippable
+            assert autonomy.mood.shape.dim == 16
+    same = [torch.equal(weights["frozen"][k], weights["control"][k]) for k in weights["control"]]
+    moved = [torch.equal(weights["full"][k], weights["control"][k]) for k in weights["control"]]
+    assert all(same)  # the frozen edition's weights are those of the run without autonomy
+    assert not all(moved)
