@@ -20,7 +20,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from elchat.engine import Engine, Event, load_engine
+from elchat.autonomy import store
+from elchat.autonomy.terminal import TerminalMood
+from elchat.engine import Engine, Event, find_model, load_engine
 from elchat.errors import ElchatError
 from elchat.runs import find
 from elchat.sampling import SamplingParams
@@ -85,19 +87,23 @@ def chat(arguments: argparse.Namespace) -> int:
     is_interactive = sys.stdin.isatty() and arguments.prompt is None
     screen = Screen(is_plain=arguments.plain)
     message = None if is_interactive else piped_message(arguments.prompt)
-    engine = open_engine(arguments)
+    engine, mood = open_engine(arguments)
     with contextlib.closing(Scheduler(engine, max_rows=1, max_queue=1)) as scheduler:
-        session = Session(scheduler, params, arguments.system, tools=arguments.tools)
+        session = Session(scheduler, params, arguments.system, mood, tools=arguments.tools)
         if message is None:
             converse(session, screen)
             return 0
         return answer_once(session, screen, message, arguments)
 
 
-def open_engine(arguments: argparse.Namespace) -> Engine:
-    """The model asked for, or the newest run's."""
-    name = arguments.model or str(find(None).path)
-    return load_engine(name, weights=arguments.weights or "auto")
+def open_engine(arguments: argparse.Namespace) -> tuple[Engine, TerminalMood | None]:
+    """The model asked for, or the newest run's, and its mood if it was taught one."""
+    path = find_model(arguments.model or str(find(None).path))
+    engine = load_engine(path, weights=arguments.weights or "auto")
+    autonomy = store.load(path, engine.config)
+    if autonomy.mood is None:
+        return engine, None
+    return engine, TerminalMood(autonomy.open(), engine.tokenizer.decode)
 
 
 def piped_message(prompt: str | None) -> str:

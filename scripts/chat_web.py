@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import get_args
 
 from elchat import __version__, paths, runs
+from elchat.autonomy import store
 from elchat.engine import Engine, Weights, find_model, load_engine
 from elchat.errors import ConfigError, ElchatError
 from elchat.scheduler import Scheduler
 from elchat.web.app import create_app
+from elchat.web.page_moods import PageMoods
 from elchat.web.server import make_server
 from elchat.web.settings import WebSettings
 
@@ -92,7 +94,9 @@ def serve(arguments: argparse.Namespace) -> None:
             token=token,
             saves_new=arguments.guardar,
         )
-        app = create_app(scheduler, settings)
+        autonomy = store.load(path, engine.config)
+        moods = PageMoods(autonomy) if autonomy.mood is not None else None
+        app = create_app(scheduler, settings, moods)
         tell(arguments.host, port, token, engine.name)
         make_server(app).run(sockets=[sock])
     finally:
