@@ -137,6 +137,7 @@ def run_train(args: Arguments) -> tuple[Any, str]:
 def run_evaluate(args: Arguments) -> tuple[Any, str]:
     """Dose, placebo, shock and amnesia of one training seed; resumable."""
     loaded, autonomy, folder = open_model(args)
+    require_mood(autonomy, args)
     path = folder / "autonomy_evaluation.json"
     facts = mood_eval.evaluate(
         loaded,
@@ -155,6 +156,7 @@ def run_evaluate(args: Arguments) -> tuple[Any, str]:
 def run_diversity(args: Arguments) -> tuple[Any, str]:
     """Fronts of every arm; resumable."""
     loaded, autonomy, folder = open_model(args)
+    require_mood(autonomy, args)
     rows = folder / "autonomy_diversity.json"
     found = diversity.run(
         loaded,
@@ -227,6 +229,15 @@ def open_model(args: Arguments) -> tuple[LoadedModel, Autonomy, Path]:
     autonomy = store.load(args.model, loaded.model.config, folder=folder)
     loaded.model.eval().requires_grad_(False)
     return loaded, autonomy, folder
+
+
+def require_mood(autonomy: Autonomy, args: Arguments) -> None:
+    """Refuse to measure a mood that is not there."""
+    if autonomy.mood is None:
+        raise DataError(
+            f"{args.model} no tiene estado de ánimo que medir.",
+            hint=f"Antes: elchat autonomy train {args.model}",
+        )
 
 
 def read_texts(loaded: LoadedModel, args: Arguments, tokens: int) -> dict[str, list[list[int]]]:
