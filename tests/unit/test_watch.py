@@ -133,7 +133,7 @@ def test_everything_is_on_the_screen(run: Run, size: tuple[int, int]):
         "larga-y-con-nombre", "en marcha", "40/100", "pérdida", "3,967 → 2,667", "bits por byte",
         "español 1,5200 → 1,4100", "tokens/s: 12\u00a0345",
         "MFU: 31 %", "falta: 1 h 02 min", "2,1 GB",
-        "1,25 $ de 9,50 $", "línea 49", "Salir", "elchat logs -f larga-y-con-nombre",
+        "1,25 $ de 9,50 $", "línea 49", "Salir", "elchat attach larga-y-con-nombre",
     ):  # fmt: skip
         assert words in text, text
     assert dots(text.splitlines()) > 100
