@@ -24,3 +24,8 @@ def models_dir() -> Path:
 def shards_dir() -> Path:
     """Tokenised shards, content-addressed and shared by runs."""
     return home() / "shards"
+
+
+def native_dir() -> Path:
+    """Compiled kernels (ELCHAT_NATIVE_DIR puts them elsewhere, to share them between homes)."""
+    return Path(os.environ.get("ELCHAT_NATIVE_DIR") or home() / "native").expanduser().absolute()

@@ -30,9 +30,16 @@ def make_tiny(config: GPTConfig = TINY, seed: int = 0) -> GPT:
     return model
 
 
+@pytest.fixture(scope="session")
+def _kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
 @pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _kernels: Path) -> None:
+    """Nothing of the user's is touched; only compiled kernels are shared, to build them once."""
     monkeypatch.setenv("ELCHAT_HOME", str(tmp_path / "elchat-home"))
+    monkeypatch.setenv("ELCHAT_NATIVE_DIR", str(_kernels))
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def _compiler() -> str | None:
 
 
 def _built(compiler: str) -> Path:
-    folder = paths.home() / "native"
+    folder = paths.native_dir()
     target = folder / f"{_fingerprint(compiler)}.so"
     if target.exists():
         return target
