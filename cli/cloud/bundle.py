@@ -21,7 +21,7 @@ from elchat.files import write_json, write_text
 
 IMAGE = "runpod/pytorch:1.0.3-cu1300-torch291-ubuntu2404"
 GUARD_FILE = "/elchat-guard.py"
-PACKAGES = ("elchat", "scripts", "tasks", "cli")
+PACKAGES = ("elchat", "scripts", "tasks", "cli", "datos")
 SECRET_NAMES = ("KEY", "SECRET", "PASSWORD")
 
 
@@ -100,7 +100,7 @@ def uploads(job: Job) -> list[Upload]:
 
 
 def code_folders() -> list[Path]:
-    """The Python packages the trainer imports, as they are on this computer."""
+    """The packages the trainer imports and the seed texts it measures with, as they are here."""
     bpe = util.find_spec("elchat_bpe")
     found = [SOURCE / name for name in PACKAGES if (SOURCE / name).is_dir()]
     return found + ([Path(bpe.origin).parent] if bpe is not None and bpe.origin else [])
