@@ -42,6 +42,7 @@ def cut_down(folder: Path, **stage: Any) -> dict[str, Any]:
     for name in ("cpt", "sft"):
         raw["training"][name] |= {**tiny["training"][name], "max_tokens": None}
     raw["training"] |= {"precision": "fp32", "micro_batch_rows": 2}
+    raw["autonomy"]["mood_tokens"] = 4000
     raw["compute"] |= {
         "device": "cpu",
         "threads": 1,

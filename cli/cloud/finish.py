@@ -16,7 +16,15 @@ from elchat.files import read_json, sha256_file
 FETCH_S = 25.0
 RETRY_S = 10.0
 MAX_BAD = 5
-RESULT = ("model", "report.md", "report.html", "log.txt", "metrics.jsonl", "manifest.json")
+RESULT = (
+    "model",
+    "report.md",
+    "report.html",
+    "log.txt",
+    "metrics.jsonl",
+    "manifest.json",
+    "report.json",
+)
 
 
 def fetch(job: Job) -> float:
@@ -110,7 +118,7 @@ def verify_result(folder: Path) -> list[str]:
 
 def _bring(job: Job, incoming: Path) -> bool:
     options = [word for name in RESULT for word in ("--include", f"/{name}")]
-    options += ["--include", "/model/***", "--exclude", "*"]
+    options += ["--include", "/model/***", "--include", "/evaluation/***", "--exclude", "*"]
     return job.remote.pull(job.where, f"{job.pod_run}/", incoming, FETCH_S, *options)
 
 
