@@ -118,7 +118,7 @@ def verify_result(folder: Path) -> list[str]:
 
 def _bring(job: Job, incoming: Path) -> bool:
     options = [word for name in RESULT for word in ("--include", f"/{name}")]
-    options += ["--include", "/model/***", "--include", "/evaluation/***", "--exclude", "*"]
+    options += ["--include", "/model/***", "--exclude", "*"]
     return job.remote.pull(job.where, f"{job.pod_run}/", incoming, FETCH_S, *options)
 
 
