@@ -27,7 +27,6 @@ import itertools
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -39,6 +38,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from elchat.hardware import peak_resident_bytes
 
 ROOT = Path(__file__).parents[1]
 ENCODERS = ("elchat_bpe", "tokenizers", "tiktoken", "bpe_qwen")
@@ -176,7 +177,7 @@ def memory(arguments: argparse.Namespace) -> dict[str, Any]:
     encode, _ = elchat_encode(arguments.tokenizer, 2)
     with open(arguments.cache / "memory-prosa.txt", encoding="utf-8") as lines:
         ids, _ = encode(lines)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_resident_bytes() / 2**20
     size = (arguments.cache / "memory-prosa.txt").stat().st_size
     return {"mb": size / 1e6, "ids": len(ids), "peak_mib": round(peak, 1)}
 

@@ -10,6 +10,7 @@ import difflib
 import os
 import platform
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +111,36 @@ def memory_bytes() -> int | None:
     except OSError:
         return total
     return min(total, int(limit)) if limit.isdigit() else total
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now; its peak where the system only tells that."""
+    return _status_bytes("VmRSS") or _max_rss_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """Highest resident memory of this process.
+
+    Linux's `ru_maxrss` also counts the parent at the moment of the fork, so that a small process
+    started by a large one looks large; VmHWM belongs to the program alone.
+    """
+    return _status_bytes("VmHWM") or _max_rss_bytes()
+
+
+def _status_bytes(field: str) -> int | None:
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def _max_rss_bytes() -> int:
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def cpu_flags() -> frozenset[str]:

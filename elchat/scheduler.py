@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import resource
 import secrets
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,6 +21,7 @@ from torch import Tensor
 from elchat.batch_hook import BatchHook
 from elchat.engine import Engine, Event, Request
 from elchat.errors import DataError, ElchatError, QueueFullError
+from elchat.hardware import resident_bytes
 from elchat.hooks import RowEffects
 from elchat.reply import Reply, sentence
 from elchat.runner import MAX_TOKENS_PER_PASS, Rows
@@ -354,16 +352,6 @@ class Scheduler:
         self._recent.append((now, n))
         while now - self._recent[0][0] > RATE_WINDOW_S:
             self._recent.popleft()
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process; its peak where the system only tells that."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * resource.getpagesize()
-    except (OSError, ValueError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _end_hook(request: Request, finish: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elchat.errors import ConfigError
-from elchat.hardware import gpu_for_device
+from elchat.hardware import gpu_for_device, peak_resident_bytes
 
 PROBE_ROWS, PROBE_WIDTH = 1024, 1536
 BF16_WORTH = 1.3  # bf16 must be this much faster in a bare product to pay for its conversions
@@ -113,10 +112,7 @@ def peak_memory_mib(device: str) -> float:
     """Peak memory of this process in MiB: resident on a CPU, allocated on a GPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    import resource
-
-    scale = 2**20 if os.uname().sysname == "Darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+    return peak_resident_bytes() / 2**20
 
 
 def _plan_cuda(precision: str) -> ComputePlan:

@@ -338,9 +338,9 @@ def test_loading_costs_one_copy(tmp_path: Path) -> None:
     )
     save_hf(model, tmp_path / "m", dtype=torch.bfloat16)
     code = (
-        "import resource, sys, pathlib, torch\n"
+        "import sys, pathlib, torch\n"
+        "from elchat.hardware import peak_resident_bytes as rss\n"
         "from elchat.weights import load_model\n"
-        "rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "before = rss()\n"
         "load_model(pathlib.Path(sys.argv[1]), dtype=torch.float32)\n"
         "print(rss() - before)"
