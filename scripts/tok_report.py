@@ -11,6 +11,7 @@ from typing import Any
 from elchat.config import SourceSection
 from elchat.data.sources import iter_documents
 from elchat.errors import TokenizerError
+from elchat.evaluation.table import number
 from elchat.tokenizer import Tokenizer
 
 HELD_OUT_MB = 4.0
@@ -91,9 +92,9 @@ def markdown(table: Table) -> str:
     if not table:
         return "Sin textos apartados (--held-out) no hay nada que comparar.\n"
     parts = [
-        _table(table, "bytes por token (más es mejor)", lambda cell: f"{cell.bytes_per_token:.2f}"),
+        _table(table, "bytes por token (más es mejor)", lambda c: number(c.bytes_per_token, 2)),
         _table(
-            table, "tokens por palabra (menos es mejor)", lambda cell: f"{cell.tokens_per_word:.2f}"
+            table, "tokens por palabra (menos es mejor)", lambda c: number(c.tokens_per_word, 2)
         ),
         _table(table, "palabras de un solo token", lambda cell: f"{100 * cell.whole_words:.0f} %"),
     ]
@@ -119,13 +120,14 @@ def svg(table: Table) -> str:
         parts.append(f'<text x="8" y="{y + 14}" font-weight="bold">{escape(text)}</text>')
         y += ROW_PX + 4
         for k, (name, cell) in enumerate(row.items()):
-            width = round(BAR_PX * cell.bytes_per_token / max(top, 1e-9), 1)
+            value = cell.bytes_per_token
+            width = round(BAR_PX * value / max(top, 1e-9), 1)
             fill = FILLS[k % len(FILLS)]
             parts.append(
                 f'<text x="{LABEL_PX - 8}" y="{y + 14}" text-anchor="end">{escape(name)}</text>'
                 f'<rect x="{LABEL_PX}" y="{y + 2}" width="{width}" height="{ROW_PX - 5}" '
                 f'fill="{fill}" stroke="#000"/>'
-                f'<text x="{LABEL_PX + width + 6}" y="{y + 14}">{_comma(cell)}</text>'
+                f'<text x="{LABEL_PX + width + 6}" y="{y + 14}">{number(value, 2)}</text>'
             )
             y += ROW_PX
         y += 12
@@ -139,7 +141,3 @@ def svg(table: Table) -> str:
         + "".join(parts)
         + "</svg>\n"
     )
-
-
-def _comma(cell: Cell) -> str:
-    return f"{cell.bytes_per_token:.2f}".replace(".", ",")

@@ -46,7 +46,8 @@ def test_it_trains_saves_and_reports(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert len(bars) == 2
     assert len({bar.get("fill") for bar in bars}) == 2
     assert "| español |" in capsys.readouterr().out
-    assert "| español |" in (output / "informe.md").read_text(encoding="utf-8")
+    shown = f"{row['nuevo']['bytes_per_token']:.2f}".replace(".", ",")
+    assert f"| español | {shown} |" in (output / "informe.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
