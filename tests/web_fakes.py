@@ -189,6 +189,13 @@ class FakeMoods:
         "playfulness",
     )  # fmt: skip
 
+    def __init__(self) -> None:
+        self.presets = {
+            "neutro": {},
+            "alegre": {"valence": 0.7, "arousal": 0.4},
+            "triste": {"valence": -0.7},
+        }
+
     def open(self, conversation: str, mood: bytes | None) -> FakeMood:
         return FakeMood(list(mood) if mood else [128] * 8 + [0])
 

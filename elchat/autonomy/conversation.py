@@ -422,15 +422,20 @@ class Conversation:
         """
         self.settings = replace(self.settings, mood_gain=check_gain(gain))
 
-    def mood_json(self) -> dict[str, Any]:
-        """What a page draws; every number of the mood between -1 and 1."""
+    def mood_json(self, living: Vector | None = None) -> dict[str, Any]:
+        """What a page draws; every number of the mood between -1 and 1.
+
+        Args:
+            living: mood of a turn that has not ended yet.
+        """
+        vector = self.vector if living is None else living
         trail = [record.mood for record in self.records if record.mood is not None]
         model = self.autonomy.mood
         assert model is not None
         home = model.home.detach().numpy() / BOUND
         return {
-            "axes": self.mood.axes,
-            "vector": [float(x) / BOUND for x in self.vector],
+            "axes": {name: float(vector[i]) / BOUND for i, name in enumerate(AXES)},
+            "vector": [float(x) / BOUND for x in vector],
             "turn": self.mood.turn,
             "home": {"valence": float(home[0]), "arousal": float(home[1])},
             "trail": [[float(m[0]) / BOUND, float(m[1]) / BOUND] for m in trail],

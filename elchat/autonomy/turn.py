@@ -61,7 +61,7 @@ class Turn:
         self._surprise = 0.0
         self._own_sum_C: Tensor | None = None
         self._n_written = 0
-        self._is_over = False
+        self.is_over = False
 
     # --- what the engine calls -------------------------------------------------------------------
 
@@ -117,9 +117,9 @@ class Turn:
 
     def end(self, finish: str) -> None:
         """Write the turn into the conversation; an error leaves it as it was."""
-        if self._is_over:
+        if self.is_over:
             return
-        self._is_over = True
+        self.is_over = True
         if finish != "error":
             self.conversation.commit(self._record(finish))
 

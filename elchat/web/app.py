@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse, Response
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -58,7 +59,7 @@ def create_app(
     library = Library(settings.data_dir, saves_new=settings.saves_new)
     turns = Turns(scheduler, settings)
     composer = Composer(engine, library, settings, autonomy)
-    context = Context(scheduler, engine, settings, int(time.time()))
+    context = Context(scheduler, engine, settings, int(time.time()), autonomy)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -121,7 +122,7 @@ def _add_health(app: FastAPI, context: Context) -> None:
 def _add_page(app: FastAPI) -> None:
     mimetypes.add_type("text/javascript", ".js")  # some systems say otherwise
     mimetypes.add_type("application/manifest+json", ".webmanifest")
-    app.mount("/static", _Static(directory=STATIC), name="static")
+    app.mount("/static", GZipMiddleware(_Static(directory=STATIC)), name="static")
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

@@ -15,7 +15,7 @@ from elchat.web.errors import ApiError, bad
 from elchat.web.library import Library
 from elchat.web.moods import MoodConversation, Moods
 from elchat.web.page_schemas import Comparison, Knobs, NewTurn
-from elchat.web.sessions import Message, Store, branch, title_from
+from elchat.web.sessions import Message, Store, branch, new_id, title_from
 from elchat.web.settings import WebSettings
 from elchat.web.turns import WRITING, Plan
 
@@ -98,7 +98,7 @@ class Composer:
             plan.wants_tokens = True
             mood = self.mood(body.conversacion, question)
             if mood is not None:
-                mood.adjust(changes)
+                mood.adjust(changes.changes())
                 plan = self._with_mood(plan, mood, question.text, must_answer=True)
             plans.append(plan)
         return plans
@@ -134,14 +134,36 @@ class Composer:
             mood.adjust(changes)
         return mood
 
-    def move_mood(self, conversation: str, changes: dict[str, Any]) -> MoodConversation:
-        """Remember a movement made by hand.
+    def mood_json(self, conversation: str) -> dict[str, Any]:
+        """The mood as it is now, for the page.
+
+        Raises:
+            ApiError: 404 where there are no moods, or no such conversation.
+        """
+        self._some_moods()
+        mood = self.mood(conversation, None)
+        item = self.store_of(conversation).conversation(conversation)
+        assert mood is not None
+        return _mood_json(mood, item.settings.get("humor") if item is not None else None)
+
+    def new_mood_json(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """The mood a conversation would begin with, moved by hand.
+
+        Raises:
+            ApiError: 404 where there are no moods.
+        """
+        mood = self._some_moods().open(new_id(), None)
+        by_hand = _merged({}, changes)
+        mood.adjust(by_hand)
+        return _mood_json(mood, by_hand)
+
+    def move_mood(self, conversation: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """Remember a movement made by hand; the mood it leads to, for the page.
 
         Raises:
             ApiError: 404 where there are no moods, or no such message.
         """
-        if self.moods is None:
-            raise ApiError(404, "Este modelo no tiene humor.", code="not_found")
+        moods = self._some_moods()
         store = self.store_of(conversation)
         item = store.conversation(conversation)
         assert item is not None
@@ -153,10 +175,15 @@ class Composer:
         if changes.pop("reset", None):
             settings |= {"base": "casa", "humor": {}}
         settings["humor"] = _merged(settings.get("humor") or {}, changes)
-        mood = self.moods.open(conversation, self._mood_bytes(store, conversation, None, settings))
+        mood = moods.open(conversation, self._mood_bytes(store, conversation, None, settings))
         mood.adjust(settings["humor"])  # refuses what cannot be before it is remembered
         store.set_settings(conversation, settings)
-        return mood
+        return _mood_json(mood, settings["humor"])
+
+    def _some_moods(self) -> Moods:
+        if self.moods is None:
+            raise ApiError(404, "Este modelo no tiene humor.", code="not_found")
+        return self.moods
 
     def _mood_bytes(
         self, store: Store, conversation: str, after: Message | None, settings: Mapping[str, Any]
@@ -277,6 +304,11 @@ def _existing(known: Mapping[str, Message], id: str, role: str) -> Message:
     if message is None or message.role != role:
         raise ApiError(404, "Ese mensaje no existe o ya se borró.", code="not_found")
     return message
+
+
+def _mood_json(mood: MoodConversation, by_hand: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The mood, and which axes the user holds."""
+    return {**mood.describe(), "fijos": sorted((by_hand or {}).get("axes") or {})}
 
 
 def _merged(old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from elchat.autonomy.silence import REASONS
 from elchat.engine import Prompt
-from elchat.hooks import TurnHook
+from elchat.hooks import Decision, TurnHook
+
+
+def receipt(decision: Decision) -> dict[str, Any]:
+    """Whether it was answered and what was drawn, for the page and the API."""
+    return {
+        "acto": decision.act,
+        "p": decision.p,
+        "dado": decision.draw,
+        "techo": decision.ceiling,
+        "motivo": REASONS.get(decision.reason, decision.reason),
+    }
 
 
 class MoodConversation(Protocol):
@@ -32,12 +44,19 @@ class MoodConversation(Protocol):
         """Move the mood by hand.
 
         Keys: "axes" (name -> -1..1, or None to let it free), "gain", "frozen", "reset" (true:
-        back home). Raises ElchatError for a value that cannot be.
+        back home), "silence" (the ceiling of its probability). Raises ElchatError for a value
+        that cannot be.
         """
 
 
 class Moods(Protocol):
-    """The model's autonomy."""
+    """The model's autonomy.
+
+    Attributes:
+        presets: moods with a name (Spanish) -> axes; an axis not given is 0.
+    """
+
+    presets: Mapping[str, Mapping[str, float]]
 
     def open(self, conversation: str, mood: bytes | None) -> MoodConversation:
         """Autonomy for one conversation, from a kept mood or from home.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,6 +15,7 @@ from elchat.engine import Event, TokenInfo, Usage
 from elchat.web import sse
 from elchat.web.backend import Jobs, check_fits, failure, reseeded
 from elchat.web.errors import bad
+from elchat.web.moods import MoodConversation
 from elchat.web.openai_common import (
     Answer,
     Context,
@@ -27,6 +28,7 @@ from elchat.web.openai_common import (
     until_gone,
     usage_json,
 )
+from elchat.web.openai_moods import account, hooked, open_mood
 from elchat.web.schemas import ChatMessage, ChatRequest
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -60,12 +62,19 @@ def router(context: Context) -> APIRouter:
 
 
 class Work:
-    """A conversation ready to be decoded."""
+    """A conversation ready to be decoded; one mood for each choice, or none."""
 
-    def __init__(self, requests: list[engines.Request]) -> None:
+    def __init__(
+        self, requests: list[engines.Request], moods: Sequence[MoodConversation] = ()
+    ) -> None:
         self.requests = requests
+        self._moods = moods
         self.n_prompt_tokens = len(requests[0].ids)
         self.has_logprobs = requests[0].params.logprobs is not None
+
+    def mood(self, index: int) -> MoodConversation | None:
+        """Of choice number `index`."""
+        return self._moods[index] if self._moods else None
 
 
 def refuse_unsupported(body: ChatRequest) -> None:
@@ -105,9 +114,10 @@ async def prepare(context: Context, body: ChatRequest) -> Work:
     """
     messages = plain_messages(body.messages, context)
     engine = context.engine
-    ids = await asyncio.to_thread(
-        lambda: engine.chat_format.render(messages, add_generation_prompt=True).ids
+    prompt = await asyncio.to_thread(
+        engine.chat_format.render, messages, add_generation_prompt=True
     )
+    ids = prompt.ids
     room = check_fits(len(ids), engine, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = body.params(
@@ -116,12 +126,21 @@ async def prepare(context: Context, body: ChatRequest) -> Work:
         vocab_size=engine.tokenizer.vocab_size,
     )
     stop_ids = frozenset(engine.chat_format.stop_ids)
-    return Work(
-        [
-            engines.Request(ids, reseeded(params, seed), stop_ids)
-            for seed in seeds(body.seed, body.n)
-        ]
-    )
+    requests = [
+        engines.Request(ids, reseeded(params, seed), stop_ids) for seed in seeds(body.seed, body.n)
+    ]
+    wish = body.elchat
+    if wish is None:
+        return Work(requests)
+    if not prompt.turn_starts:
+        raise bad("«elchat» necesita un mensaje de «user».", "messages", "invalid_value")
+    moods = [open_mood(context.moods, wish) for _ in requests]
+    text = next(str(m["content"]) for m in reversed(messages) if m["role"] == "user")
+    with_moods = [
+        hooked(request, mood, text, prompt.turn_starts, wish)
+        for request, mood in zip(requests, moods, strict=True)
+    ]
+    return Work(with_moods, moods)
 
 
 def plain_messages(messages: list[ChatMessage], context: Context) -> list[Message]:
@@ -198,7 +217,8 @@ async def stream(
                 yield chunk(index, {"content": event.text}, logprobs=logprobs)
             if event.phase == "end":
                 usages.append(event.usage)
-                yield chunk(index, {}, finish_reason=finish_reason(event), **_extras(event))
+                own = _extras(event, work.mood(index))
+                yield chunk(index, {}, finish_reason=finish_reason(event), **own)
     if body.wants_usage:
         usage = usage_json(work.n_prompt_tokens, usages)
         yield sse.data({**envelope, "choices": [], "usage": usage})
@@ -220,7 +240,7 @@ def whole(context: Context, work: Work, answers: list[Answer]) -> dict[str, Any]
         **context.envelope("chatcmpl", "chat.completion"),
         "choices": choices,
         "usage": usage_json(work.n_prompt_tokens, [answer.end.usage for answer in answers]),
-        **_extras(answers[0].end),
+        **_extras(answers[0].end, work.mood(0)),
     }
 
 
@@ -243,11 +263,6 @@ def logprobs_json(tokens: list[TokenInfo] | tuple[TokenInfo, ...]) -> dict[str, 
     }
 
 
-def _extras(event: Event) -> dict[str, Any]:
+def _extras(event: Event, mood: MoodConversation | None) -> dict[str, Any]:
     """Our own fields: what clients do not know they let pass."""
-    own: dict[str, Any] = {}
-    if event.finish in ("silent", "abstained"):
-        own["silencio" if event.finish == "silent" else "abstencion"] = True
-    if event.usage is not None:
-        own["semilla"] = event.usage.seed
-    return {"timings": timings(event.usage), "elchat": own}
+    return {"timings": timings(event.usage), "elchat": account(event, mood)}

@@ -15,6 +15,7 @@ from starlette.requests import Request as HttpRequest
 from elchat.engine import Event, Request, TokenInfo, Usage
 from elchat.web.backend import Engine, Jobs, Scheduler, failure
 from elchat.web.errors import ApiError
+from elchat.web.moods import Moods
 from elchat.web.settings import WebSettings
 
 T = TypeVar("T")
@@ -29,6 +30,7 @@ class Context:
     engine: Engine
     settings: WebSettings
     started: int
+    moods: Moods | None = None
 
     def envelope(self, prefix: str, kind: str) -> dict[str, Any]:
         """Fields that every chunk of one answer repeats."""

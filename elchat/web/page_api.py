@@ -15,18 +15,18 @@ from elchat import __version__
 from elchat.web import sse
 from elchat.web.conversing import Composer
 from elchat.web.errors import ApiError
-from elchat.web.moods import MoodConversation
 from elchat.web.page_schemas import (
     Comparison,
     Id,
     Keep,
     Leaf,
-    MoodChange,
     NewTurn,
+    PageMoodChange,
     Rename,
     Saving,
     Session,
 )
+from elchat.web.schemas import MoodChange
 from elchat.web.security import cookie_name, cookie_value, same_secret
 from elchat.web.settings import WebSettings
 from elchat.web.turns import Turn, Turns
@@ -55,6 +55,7 @@ def _server(composer: Composer, settings: WebSettings) -> APIRouter:
             "modelo": settings.model_id,
             "contexto": composer.engine.context_tokens,
             "humor": composer.moods is not None,
+            "humores": composer.moods.presets if composer.moods is not None else {},
             "guardar": composer.library.saves_new,
             "max_caracteres": settings.max_chars,
         }
@@ -156,6 +157,8 @@ def _turns(composer: Composer, turns: Turns, settings: WebSettings) -> APIRouter
             raise ApiError(400, "Hace falta uno de: «texto», «regenerar» o «seguir».")
         if body.conversacion is None and (body.texto is None or body.editar is not None):
             raise ApiError(400, "Falta «conversacion».", param="conversacion")
+        if body.conversacion is not None and body.humor is not None:
+            raise ApiError(400, "«humor» es para una conversación nueva.", param="humor")
         return await asyncio.shield(_begin(composer, turns, body))
 
     @routes.get("/api/turnos/{id}/eventos", summary="Seguir una respuesta", response_class=Response)
@@ -183,6 +186,8 @@ async def _begin(composer: Composer, turns: Turns, body: NewTurn) -> dict[str, A
     if conversation is None:
         conversation = (await asyncio.to_thread(composer.library.create)).id
     try:
+        if is_new and body.humor is not None:
+            await asyncio.to_thread(composer.move_mood, conversation, body.humor.changes())
         if turns.live_in(conversation):
             raise ApiError(
                 409,
@@ -217,13 +222,15 @@ def _moods(composer: Composer, turns: Turns) -> APIRouter:
     @routes.get("/api/conversaciones/{id}/humor", summary="El humor ahora")
     def mood(id: Id) -> dict[str, Any]:
         composer.store_of(id)
-        return _describe(composer.mood(id, None))
+        return composer.mood_json(id)
 
     @routes.post("/api/conversaciones/{id}/humor", summary="Mover el humor")
-    def move(id: Id, body: MoodChange) -> dict[str, Any]:
-        return _describe(
-            composer.move_mood(id, body.model_dump(exclude_none=False, exclude_unset=True))
-        )
+    def move(id: Id, body: PageMoodChange) -> dict[str, Any]:
+        return composer.move_mood(id, body.changes())
+
+    @routes.post("/api/humor", summary="El humor con que empezaría una conversación")
+    def new_mood(body: MoodChange) -> dict[str, Any]:
+        return composer.new_mood_json(body.changes())
 
     @routes.post("/api/comparaciones", summary="Mismos dados, otro humor", status_code=201)
     async def compare(body: Comparison) -> dict[str, Any]:
@@ -248,12 +255,6 @@ def _moods(composer: Composer, turns: Turns) -> APIRouter:
         return {"mensaje": plan.message.id}
 
     return routes
-
-
-def _describe(mood: MoodConversation | None) -> dict[str, Any]:
-    if mood is None:
-        raise ApiError(404, "Este modelo no tiene humor.", code="not_found")
-    return mood.describe()
 
 
 def _turn(turns: Turns, id: str) -> Turn:

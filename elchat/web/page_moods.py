@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from elchat.autonomy.conversation import Autonomy, Conversation
+from elchat.autonomy.fold import PRESETS
+from elchat.autonomy.turn import Turn
 from elchat.engine import Prompt
 from elchat.errors import DataError
 from elchat.hooks import TurnHook
@@ -23,10 +26,11 @@ class PageMood:
 
     def __init__(self, talk: Conversation) -> None:
         self.talk = talk
+        self._turn: Turn | None = None
 
     def hook(self, prompt: Prompt, *, text: str, seed: int, must_answer: bool) -> TurnHook:
         """The next turn's hook, with dice of its own."""
-        return self.talk.turn(
+        self._turn = self.talk.turn(
             prompt.ids,
             prompt.turn_starts,
             text=text,
@@ -34,10 +38,12 @@ class PageMood:
             must_answer=must_answer,
             seed=seed,
         )
+        return self._turn
 
     def describe(self) -> dict[str, Any]:
-        """The page's JSON of the mood."""
-        return self.talk.mood_json()
+        """The page's JSON of the mood: of the turn under way once it has been appraised."""
+        living = None if self._turn is None or self._turn.is_over else self._turn.mood
+        return self.talk.mood_json(living)
 
     def to_bytes(self) -> bytes:
         """The conversation's record, as JSON text."""
@@ -59,11 +65,15 @@ class PageMood:
             trial.set_gain(changes["gain"])
         if changes.get("frozen") is not None:
             trial.freeze_mood(bool(changes["frozen"]))
+        if changes.get("silence") is not None:
+            trial.settings = replace(trial.settings, max_silence_rate=changes["silence"])
         self.talk = trial
 
 
 class PageMoods:
     """A model's autonomy for every conversation of the page (`elchat.web.moods.Moods`)."""
+
+    presets: Mapping[str, Mapping[str, float]] = PRESETS
 
     def __init__(self, autonomy: Autonomy) -> None:
         self.autonomy = autonomy

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from elchat.web.schemas import MAX_MOOD_CHARS, MoodChange
+
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 MAX_TITLE_CHARS = 200
 
@@ -26,6 +28,12 @@ class Knobs(_Closed):
     sistema: str | None = Field(None, max_length=8000)
 
 
+class PageMoodChange(MoodChange):
+    """Move the mood by hand, or go back to the one a message had."""
+
+    mensaje: Id | None = None
+
+
 class NewTurn(_Closed):
     """Ask for an answer.
 
@@ -39,6 +47,7 @@ class NewTurn(_Closed):
     regenerar: Id | None = None
     seguir: Id | None = None
     responder: bool = Field(False, description="Pedir que responda aunque prefiera callar.")
+    humor: MoodChange | None = Field(None, description="Con el que empieza una conversación nueva.")
     ajustes: Knobs = Knobs()
 
 
@@ -48,7 +57,7 @@ class Comparison(_Closed):
     conversacion: Id
     mensaje: Id
     ajustes: Knobs = Knobs()
-    humores: list[dict[str, Any]] = Field(min_length=2, max_length=2)
+    humores: list[MoodChange] = Field(min_length=2, max_length=2)
 
 
 class Keep(_Closed):
@@ -67,16 +76,6 @@ class Leaf(_Closed):
     """Read the branch of a message."""
 
     mensaje: Id
-
-
-class MoodChange(_Closed):
-    """Move the mood by hand, or go back to the one a message had."""
-
-    axes: dict[str, float | None] | None = None
-    gain: float | None = None
-    frozen: bool | None = None
-    reset: bool | None = None
-    mensaje: Id | None = None
 
 
 class Saving(_Closed):
@@ -102,7 +101,7 @@ class ExportedMessage(BaseModel):
     texto: str = Field(max_length=1_000_000)
     creado: float = Field(0.0, ge=0, le=1e11)
     datos: dict[str, Any] = {}
-    humor: str | None = Field(None, max_length=10_000)
+    humor: str | None = Field(None, max_length=MAX_MOOD_CHARS)
 
 
 class ExportedConversation(BaseModel):

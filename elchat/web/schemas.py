@@ -20,6 +20,8 @@ DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.95
 DEFAULT_REPETITION_PENALTY = 1.1
 SMALLEST_TOP_P = 1e-6
+# The record of a conversation grows by some 2 kB of base64 with each turn.
+MAX_MOOD_CHARS = 1_000_000
 
 
 def _null_is(default: Any) -> BeforeValidator:
@@ -31,6 +33,12 @@ Stop = list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]]
 
 class _Open(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class _Closed(BaseModel):
+    """What only elchat's own clients write: a misspelt key is told."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class TextPart(_Open):
@@ -45,6 +53,30 @@ class ChatMessage(_Open):
 
     role: str
     content: str | list[TextPart] | None = None
+
+
+class MoodChange(_Closed):
+    """Move the mood by hand."""
+
+    axes: dict[str, float | None] | None = Field(None, description="Entre -1 y 1; null lo suelta.")
+    gain: float | None = Field(None, description="Cuánto influye, de 0 a 3.")
+    frozen: bool | None = None
+    reset: bool | None = Field(None, description="Volver a casa.")
+
+    def changes(self) -> dict[str, Any]:
+        """What was asked for, and nothing else."""
+        return self.model_dump(exclude_unset=True)
+
+
+class Autonomy(_Closed):
+    """Our own field: a mood, the right not to answer, and where the conversation was."""
+
+    humor: MoodChange | None = None
+    registro: str | None = Field(
+        None, max_length=MAX_MOOD_CHARS, description="El de la respuesta anterior, para seguir."
+    )
+    silencio: float = Field(0.0, ge=0, le=1, description="Tope de la probabilidad de callar.")
+    responder: bool = Field(False, description="Ni silencio ni «no lo sé».")
 
 
 class StreamOptions(_Open):
@@ -159,7 +191,7 @@ class ChatRequest(Sampling):
     modalities: list[str] | None = None
     audio: Any = None
     web_search_options: Any = None
-    elchat: dict[str, Any] | None = Field(None, description="Extensión propia: el humor.")
+    elchat: Autonomy | None = None
 
     @property
     def limit(self) -> int | None:

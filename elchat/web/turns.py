@@ -13,7 +13,7 @@ from elchat.engine import Event, Request, TokenInfo, Usage
 from elchat.web.backend import Jobs, Scheduler
 from elchat.web.live import Live
 from elchat.web.markdown import Document
-from elchat.web.moods import MoodConversation
+from elchat.web.moods import MoodConversation, receipt
 from elchat.web.sessions import Message, Store, new_id
 from elchat.web.settings import WebSettings
 
@@ -34,6 +34,7 @@ FINISHES = {
     "error": "error",
 }
 WRITING = "escribiendo"
+SHOWN_AXES = ("valence", "arousal")  # of the small dot beside each answer
 DEFAULT_ERROR = "El modelo no pudo terminar la respuesta."
 
 
@@ -152,9 +153,11 @@ class Turn:
             self.live.publish_block(change)
         mood = self.plan.mood
         meta = {**self.plan.message.meta, **self._account(event)}
-        await self._save(meta, mood.to_bytes() if mood is not None else None)
         if mood is not None:
-            self.live.publish("humor", mood.describe())
+            drawn = mood.describe()
+            meta["humor"] = [round(drawn["axes"][name], 3) for name in SHOWN_AXES]
+            self.live.publish("humor", drawn)
+        await self._save(meta, mood.to_bytes() if mood is not None else None)
         end = {"mensaje": self.plan.message.id, "bloques": len(self._document.blocks), **meta}
         if self.plan.wants_tokens:
             end["fichas"] = [token.text for token in self._tokens]
@@ -172,14 +175,7 @@ class Turn:
         if event.error:
             account["frase"] = event.error
         if event.decision is not None and event.decision.act != "answer":
-            decision = event.decision
-            account["decision"] = {
-                "acto": decision.act,
-                "p": decision.p,
-                "dado": decision.draw,
-                "techo": decision.ceiling,
-                "motivo": decision.reason,
-            }
+            account["decision"] = receipt(event.decision)
         return account
 
 

@@ -16,7 +16,7 @@ from elchat.hooks import Decision
 from elchat.scheduler import Scheduler
 from elchat.web.settings import WebSettings
 from tests import toys
-from tests.web_fakes import FakeScheduler, Running, Script, running
+from tests.web_fakes import FakeMoods, FakeScheduler, Running, Script, running
 
 HELLO = [{"role": "user", "content": "Hola"}]
 JSON = {"content-type": "application/json"}
@@ -178,6 +178,55 @@ def test_silence_is_an_empty_answer_that_says_so(fake: Running):
     assert answer.elchat["silencio"] is True
 
 
+def test_a_mood_comes_and_goes_in_the_elchat_field(tmp_path):
+    with running(FakeScheduler(script), WebSettings(data_dir=tmp_path), FakeMoods()) as server:
+        plain = chat(server)
+        assert server.scheduler.requests[-1].hook is None
+        assert set(plain.elchat) == {"semilla"}
+        wish = {"humor": {"axes": {"valence": -0.8}, "frozen": True}, "responder": True}
+        first = chat(server, extra_body={"elchat": wish})
+        hook = server.scheduler.requests[-1].hook
+        assert hook.must_answer
+        assert hook.values[0] == pytest.approx(-0.8)
+        assert first.elchat["humor"]["turn"] == 1
+        again = {"registro": first.elchat["registro"], "silencio": 0.2}
+        chunks = list(chat(server, stream=True, n=2, extra_body={"elchat": again}))
+        ends = [c for c in chunks if c.choices[0].finish_reason]
+        assert [c.elchat["humor"]["turn"] for c in ends] == [2, 2]
+        quiet = chat(
+            server,
+            messages=[{"role": "user", "content": "CALLA"}],
+            extra_body={"elchat": {"silencio": 0.5}},
+        )
+        assert quiet.elchat["silencio"] is True
+        assert quiet.elchat["decision"]["acto"] == "silent"
+        assert (quiet.elchat["decision"]["p"], quiet.elchat["decision"]["techo"]) == (0.4, 0.5)
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"registro": "???"},
+        {"humor": {"axes": {"sabor": 1.0}}},
+        {"humor": {"ejes": {}}},
+        {"silencio": 2},
+        {"humo": {}},
+        "alegre",
+    ],
+)
+def test_an_elchat_field_that_cannot_be_is_refused(tmp_path, wish):
+    with running(FakeScheduler(script), WebSettings(data_dir=tmp_path), FakeMoods()) as server:
+        status, answer = post(server, "/v1/chat/completions", {"messages": HELLO, "elchat": wish})
+    assert status == 400
+    assert answer["error"]["param"].startswith("elchat")
+
+
+def test_a_model_without_autonomy_says_so(fake: Running):
+    body = {"messages": HELLO, "elchat": {}}
+    status, answer = post(fake, "/v1/chat/completions", body)
+    assert (status, answer["error"]["code"]) == (400, "unsupported_parameter")
+
+
 def test_a_failure_in_the_middle_reaches_the_client(fake: Running):
     body = [{"role": "user", "content": "ROMPE"}]
     with pytest.raises(openai.APIError, match="memoria"):
@@ -207,7 +256,7 @@ def test_models(fake: Running):
         {"stop": "x"}, {"stop": ["a", "b"]}, {"stop": []}, {"seed": -5}, {"seed": 2**63 - 1},
         {"presence_penalty": -2, "frequency_penalty": 2}, {"logit_bias": {"5": -100}},
         {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.2}, {"repeat_penalty": 1.3},
-        {"elchat": {"humor": {}}}, {"temperature": 1},
+        {"elchat": None}, {"temperature": 1},
         # null is absent
         *({name: None} for name in (
             "temperature", "top_p", "n", "max_tokens", "stop", "stream", "stream_options", "seed",

@@ -246,8 +246,9 @@ def test_theme_is_kept_and_sliders_speak(server: Running, chromium: Any):
 def test_silence_failure_and_waiting(server: Running, chromium: Any):
     with visit(chromium, server.url) as page:
         send(page, "CALLA")
+        assert "(p = 0,34; tope 0,50)" in page.text_content(".silencio p")
         page.click(".silencio button:has-text('Por qué')")
-        assert "34,0 %" in page.text_content(".porque")
+        assert "sacó 0,120" in page.text_content(".porque")
         shoot(page, "ancho-9-silencio")
         check_accessible(page, "silencio")
         page.click("text=Pedir que responda")
@@ -265,11 +266,18 @@ def test_silence_failure_and_waiting(server: Running, chromium: Any):
 def test_mood_panel_and_comparison(server: Running, chromium: Any):
     with visit(chromium, server.url) as page:
         page.click("#abrir-panel")
+        page.select_option("#humor-nombre", "triste")
+        until(page, "document.querySelector('.cuadrado .punto').getAttribute('cx') === '-70'")
+        assert page.locator(".mando button[aria-label='Dejar libre: agrado']").is_visible()
         send(page, "Hola")
         until(
             page,
             "document.querySelector('.cuadrado').getAttribute('aria-label').includes('turno 1')",
         )
+        assert server.scheduler.requests[-1].hook.values[0] < 0
+        assert page.locator(".acciones .aqui").count() == 1
+        page.click(".cuadrado", position={"x": 200, "y": 60})
+        until(page, "document.querySelector('.cuadrado .punto').getAttribute('cx') > 50")
         page.focus("#humor-valence")
         page.keyboard.press("Home")
         until(page, "document.querySelector('.cuadrado .punto').getAttribute('cx') === '-100'")

@@ -48,6 +48,20 @@ def test_the_page_gets_what_it_draws():
     json.dumps(drawn, allow_nan=False)
 
 
+def test_the_mood_shows_as_soon_as_the_turn_is_appraised():
+    moods = PageMoods(toys.autonomy())
+    mood = moods.open("charla", None)
+    before = mood.describe()
+    prompt = Prompt(toys.user_turn(3), 0, (0,))
+    hook = mood.hook(prompt, text="hola", seed=3, must_answer=True)
+    assert mood.describe() == before
+    hook.appraise(torch.randn(len(prompt.ids), moods.autonomy.shape.d_model))
+    during = mood.describe()
+    assert during["axes"] != before["axes"]
+    hook.end("stop")
+    assert mood.describe()["axes"] == during["axes"]
+
+
 def test_moving_by_hand():
     mood = PageMoods(toys.autonomy()).open("charla", None)
     mood.adjust({"axes": {"valence": 0.5, "warmth": None}, "gain": 2.0, "frozen": True})

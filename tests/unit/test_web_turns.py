@@ -196,14 +196,15 @@ def test_a_crash_is_told_and_the_partial_kept(serve: Serve):
 
 
 def test_silence_shows_its_receipt_and_leaves_no_empty_turn_in_the_prompt(serve: Serve):
-    decision = Decision("silent", 0.34, 0.12, 0.5, "cansancio")
+    decision = Decision("silent", 0.34, 0.12, 0.5, "chose_silence")
     server = serve(Script((), finish="silent", decision=decision), FakeMoods())
     with server.client() as client:
         turn = ask(client, texto="Hola")
         end = end_of(events(client, turn["id"]))
         assert end["razon"] == "silencio"
         assert end["decision"] == {
-            "acto": "silent", "p": 0.34, "dado": 0.12, "techo": 0.5, "motivo": "cansancio",
+            "acto": "silent", "p": 0.34, "dado": 0.12, "techo": 0.5,
+            "motivo": "eligió no responder",
         }  # fmt: skip
         events(client, ask(client, conversacion=turn["conversacion"], texto="¿Y bien?")["id"])
         engine = server.scheduler.engine
@@ -386,6 +387,34 @@ def test_moods_move_are_kept_and_come_back(serve: Serve):
         back = client.post(path, json={"mensaje": turn["mensaje"]}).json()
         assert back["axes"] == first["axes"]
         assert client.post(path, json={"axes": {"sabor": 1.0}}).status_code == 400
+
+
+def test_a_new_conversation_begins_with_the_mood_it_was_given(serve: Serve):
+    server = serve(Script(("r",)), FakeMoods())
+    with server.client() as client:
+        wish = {"axes": {"valence": -0.8}, "frozen": True}
+        home = client.post("/api/humor", json={}).json()
+        shown = client.post("/api/humor", json=wish).json()
+        assert (home["axes"]["valence"], shown["axes"]["valence"]) == (0.0, -0.8)
+        assert client.get("/api/conversaciones").json()["conversaciones"] == []
+        turn = ask(client, texto="uno", humor=wish)
+        events(client, turn["id"])
+        assert server.scheduler.requests[-1].hook.values[0] == pytest.approx(-0.8)
+        body = {"texto": "dos", "conversacion": turn["conversacion"], "humor": wish}
+        assert client.post("/api/turnos", json=body).status_code == 400
+        bad = {"texto": "uno", "humor": {"axes": {"sabor": 1.0}}}
+        assert client.post("/api/turnos", json=bad).status_code == 400
+        assert len(client.get("/api/conversaciones").json()["conversaciones"]) == 1
+
+
+def test_the_record_of_a_long_conversation_can_be_imported(serve: Serve):
+    server = serve(Script(("r",)), FakeMoods())
+    with server.client() as client:
+        events(client, ask(client, texto="uno")["id"])
+        exported = client.get("/api/exportar").json()
+        client.delete("/api/conversaciones")
+        exported["conversaciones"][0]["mensajes"][1]["humor"] = "QUJD" * 50_000  # 100 turns
+        assert client.post("/api/importar", json=exported).json()["nuevas"] == 1
 
 
 def test_compare_and_keep(serve: Serve):

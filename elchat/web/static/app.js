@@ -1,6 +1,6 @@
 // Puts the page together: opening conversations, asking, keys.
 
-import { $, announce, el, warn, clearWarning } from "./dom.js";
+import { $, announce, el, number, warn, clearWarning } from "./dom.js";
 import { get, post, postPatiently } from "./api.js";
 import { emit, knobs, on, state } from "./state.js";
 import * as compare from "./compare.js";
@@ -66,7 +66,7 @@ function listen() {
   on("version", showVersion);
   on("edit-last", editLast);
   on("renamed", ({ id, titulo }) => id === state.conversation?.id && showTitle(titulo));
-  on("saving-changed", () => (sidebar.refresh(), showHeader()));
+  on("saving-changed", () => (sidebar.refresh(), showHeader(), showExamples()));
   addEventListener("hashchange", openFromAddress);
   addEventListener("popstate", openFromAddress);
   $("renombrar").addEventListener("click", () => sidebar.rename(state.conversation));
@@ -76,6 +76,8 @@ function listen() {
 }
 
 function showExamples() {
+  const keeping = state.server.guardar ? "se guarda en este equipo" : "no se guarda";
+  $("modelo").textContent = `${state.server.modelo} · recuerda ${number(state.server.contexto)} fichas · ${keeping}`;
   $("ejemplos").replaceChildren(...EXAMPLES.map((text) =>
     el("li", {}, el("button", { type: "button", class: "boton", onclick: () => emit("ask", { texto: text }) }, text))));
 }
@@ -137,7 +139,7 @@ async function ask(body) {
   clearWarning();
   if (body.texto && !body.editar) turns.showPending(body.texto);
   try {
-    const started = await postPatiently("/api/turnos", { conversacion: state.conversation?.id || null, ajustes: knobs(), ...body }, warn);
+    const started = await postPatiently("/api/turnos", request(body), warn);
     clearWarning();
     if (!state.conversation) {
       composer.rename(started.conversacion);
@@ -160,6 +162,12 @@ async function ask(body) {
     state.isSending = false;
     composer.showBusy(Boolean(state.follower));
   }
+}
+
+function request(body) {
+  const { conversation, newMood } = state;
+  const isMoved = !conversation && Object.keys(newMood).length > 0;
+  return { conversacion: conversation?.id || null, ajustes: knobs(), ...(isMoved ? { humor: newMood } : {}), ...body };
 }
 
 async function settle() {

@@ -6,16 +6,13 @@ import { emit, knobs, state } from "./state.js";
 import { listen } from "./live.js";
 import { setBlock } from "./turns.js";
 
-const MOODS = [
-  ["El de ahora", {}],
-  ["En casa", { reset: true }],
-  ["Alegre y despierto", { axes: { valence: 0.8, arousal: 0.7 } }],
-  ["Sereno", { axes: { valence: 0.6, arousal: -0.7 } }],
-  ["Tenso", { axes: { valence: -0.7, arousal: 0.7 } }],
-  ["Abatido", { axes: { valence: -0.8, arousal: -0.6 } }],
-];
-
 let sides = [];
+
+// What can be compared: the mood of now, home, and those with a name.
+function moods() {
+  const named = Object.entries(state.server.humores).map(([name, axes]) => [name, { reset: true, axes }]);
+  return [["el de ahora", {}], ["el de casa", { reset: true }], ...named];
+}
 
 export function open() {
   const question = state.conversation?.mensajes.findLast((message) => message.papel === "user");
@@ -24,7 +21,7 @@ export function open() {
     return;
   }
   const box = $("comparador");
-  const chosen = [0, 2];
+  const chosen = [0, moods().length > 3 ? 3 : 1];
   const columns = el("div", { class: "columnas" });
   const verdict = el("p", { class: "veredicto", role: "status" });
   const run = el("button", { type: "button", class: "boton lleno" }, "Comparar");
@@ -44,7 +41,7 @@ export function open() {
 
 function side(index, chosen) {
   const id = `humor-comparado-${index}`;
-  const select = el("select", { id, class: "campo" }, ...MOODS.map(([name], number) => el("option", { value: number, selected: number === chosen[index] }, name)));
+  const select = el("select", { id, class: "campo" }, ...moods().map(([name], number) => el("option", { value: number, selected: number === chosen[index] }, name)));
   select.addEventListener("change", () => (chosen[index] = Number(select.value)));
   const body = el("div", { class: "cuerpo" });
   const keep = el("button", { type: "button", class: "enlace", hidden: true }, "Quedarme con esta");
@@ -62,7 +59,7 @@ async function compare(question, chosen, columns, verdict, run) {
       conversacion: state.conversation.id,
       mensaje: question.id,
       ajustes: knobs(),
-      humores: chosen.map((index) => MOODS[index][1]),
+      humores: chosen.map((index) => moods()[index][1]),
     });
   } catch (failure) {
     verdict.textContent = failure.message;

@@ -56,6 +56,7 @@ export function sent() {
   clearTimeout(timer);
   memory.set(`borrador:${place}`, null);
   grow();
+  if (isTouch()) area().blur(); // the keyboard leaves, the answer is seen
 }
 
 export function write(text) {

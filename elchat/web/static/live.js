@@ -11,7 +11,7 @@ const FINISHED = {
   completa: "Respuesta completa",
   cortada: "Respuesta cortada al llegar al largo máximo",
   parada: "Respuesta parada",
-  silencio: "elchat ha preferido no responder",
+  silencio: "elchat eligió no responder",
   abstencion: "elchat dice que no lo sabe",
   error: "La respuesta falló",
 };

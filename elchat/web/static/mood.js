@@ -1,20 +1,24 @@
 // The mood: a square with a dot, 64 bars, eight sliders. Only where the model has one.
+// Before a conversation exists its mood can already be chosen: it goes along with the first message.
 
 import { $, announce, button, el, number, svg, warn } from "./dom.js";
 import { get, post } from "./api.js";
 import { emit, on, state } from "./state.js";
+import { place } from "./turns.js";
 
 export const AXES = {
   valence: ["Agrado", "desagradable", "agradable"],
-  arousal: ["Activación", "tranquilo", "activado"],
-  dominance: ["Dominio", "dócil", "firme"],
-  verbosity: ["Locuacidad", "parco", "hablador"],
+  arousal: ["Energía", "tranquilo", "activado"],
+  dominance: ["Firmeza", "dócil", "firme"],
+  verbosity: ["Extensión", "parco", "hablador"],
   warmth: ["Calidez", "frío", "cálido"],
   formality: ["Formalidad", "llano", "ceremonioso"],
   curiosity: ["Curiosidad", "indiferente", "curioso"],
   playfulness: ["Juego", "serio", "juguetón"],
 };
 const SIZE = 100; // half the square, in its own units
+const WIDTH = 250; // of the drawing, labels included
+const HEIGHT = 244;
 const TRAIL = 12;
 const CELLS = 64;
 const MAX_GAIN = 2;
@@ -28,11 +32,14 @@ export function start() {
   parts = build();
   $("seccion-humor").append(...parts.nodes);
   $("seccion-humor").hidden = false;
-  $("punto-humor").hidden = false;
+  $("punto-humor").removeAttribute("hidden");
   $("abrir-panel").setAttribute("aria-label", "Ajustes y humor");
   on("mood", (value) => show(value, { isLive: true }));
   on("ended", () => refresh());
-  on("opened", () => refresh());
+  on("opened", () => {
+    if (!state.conversation) state.newMood = {};
+    refresh();
+  });
   on("mood-back", (message) => move({ mensaje: message }, "Humor recuperado."));
   refresh();
 }
@@ -45,22 +52,27 @@ function build() {
   const gain = gainSlider();
   const lock = el("input", { type: "checkbox", role: "switch" });
   lock.addEventListener("change", () => move({ frozen: lock.checked }, lock.checked ? "Humor fijado." : "Humor libre."));
+  const named = el("select", { id: "humor-nombre", class: "campo" }, el("option", { value: "" }, "Elegir un humor…"),
+    ...Object.keys(state.server.humores).map((name) => el("option", { value: name }, name)));
+  named.addEventListener("change", () => named.value && putOn(named.value));
   const numbers = el("details", {}, el("summary", {}, "Ver los 64 números"), el("div", { class: "tabla", tabindex: 0 }));
+  const compare = el("button", { type: "button", class: "boton", onclick: () => emit("compare") }, "Mismos dados, otro humor");
   const nodes = [
     el("h3", {}, "Humor"),
     plot.node,
     strip.node,
     numbers,
-    el("p", { class: "tecnico" }, "Los dos ejes son una proyección de 64 números; los nombres son aproximados."),
+    el("p", { class: "tecnico" }, "Los dos ejes son una proyección de 64 números; los nombres son aproximados. No siente nada: es un estado que cambia con lo que se dice."),
+    el("div", { class: "mando" }, el("div", { class: "mando-cabeza" }, el("label", { for: "humor-nombre" }, "Ponerle un humor")), named),
     ...rows.slice(0, 2).map((row) => row.node),
     el("details", {}, el("summary", {}, "Los otros seis ejes"), ...rows.slice(2).map((row) => row.node)),
     gain.node,
     el("label", { class: "interruptor" }, el("span", {}, "Fijar este humor"), lock),
     el("div", { class: "fila-botones" },
       el("button", { type: "button", class: "boton", onclick: () => move({ reset: true }, "Humor en casa.") }, "Volver a casa"),
-      el("button", { type: "button", class: "boton", onclick: () => emit("compare") }, "Mismos dados, otro humor")),
+      compare),
   ];
-  return { nodes, plot, strip, sliders, gain, lock, numbers };
+  return { nodes, compare, plot, strip, sliders, gain, lock, numbers, named };
 }
 
 function circumplex() {
@@ -68,13 +80,21 @@ function circumplex() {
   const home = svg("path", { class: "casa", d: "M0 -5 L5 0 L3 0 L3 5 L-3 5 L-3 0 L-5 0 Z" });
   const dot = svg("circle", { class: "punto", r: 6 });
   const label = (x, y, text, anchor = "middle") => svg("text", { x, y, "text-anchor": anchor }, text);
-  const node = svg("svg", { class: "cuadrado", viewBox: "-125 -122 250 244", role: "img", "aria-label": "Humor" },
+  const node = svg("svg", { class: "cuadrado", viewBox: `${-WIDTH / 2} ${-HEIGHT / 2} ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": "Humor" },
     svg("rect", { x: -SIZE, y: -SIZE, width: 2 * SIZE, height: 2 * SIZE, rx: 8 }),
     svg("path", { class: "ejes", d: `M${-SIZE} 0H${SIZE}M0 ${-SIZE}V${SIZE}` }),
     label(0, -108, "activado"), label(0, 116, "tranquilo"),
     svg("text", { x: 0, y: 0, transform: "translate(-109 0) rotate(-90)", "text-anchor": "middle" }, "desagradable"),
     svg("text", { x: 0, y: 0, transform: "translate(115 0) rotate(-90)", "text-anchor": "middle" }, "agradable"),
     trail, home, dot);
+  // A pointer may also put the dot; the sliders below do the same for everybody.
+  node.addEventListener("click", (event) => {
+    const box = node.getBoundingClientRect();
+    const share = (value) => Math.max(-1, Math.min(1, Math.round(value * 20) / 20));
+    const valence = share(((event.clientX - box.left) / box.width - 0.5) * (WIDTH / 2 / SIZE) * 2);
+    const arousal = share((0.5 - (event.clientY - box.top) / box.height) * (HEIGHT / 2 / SIZE) * 2);
+    move({ axes: { valence, arousal } });
+  });
   return { node, trail, home, dot };
 }
 
@@ -107,7 +127,9 @@ function axisSlider(axis) {
     move({ axes: { [axis]: Number(input.value) } });
   });
   const node = el("div", { class: "mando" }, el("div", { class: "mando-cabeza" }, el("label", { for: id }, name), said, free), input);
-  return { node, set: (value) => ((input.value = value), paint()) };
+  const hold = (isHeld) => free.classList.toggle("invisible", !isHeld);
+  hold(false);
+  return { node, hold, set: (value) => ((input.value = value), paint()) };
 }
 
 function gainSlider() {
@@ -129,18 +151,23 @@ function gainSlider() {
 export async function refresh() {
   if (!parts) return;
   const id = state.conversation?.id;
-  const isReady = Boolean(id);
-  for (const control of $("seccion-humor").querySelectorAll("input, button")) control.disabled = !isReady;
-  if (!isReady) return show(null, {});
-  const value = await get(`/api/conversaciones/${id}/humor`).catch(() => null);
+  parts.compare.disabled = !id;
+  const value = await (id ? get(`/api/conversaciones/${id}/humor`) : post("/api/humor", state.newMood)).catch(() => null);
   if (value && id === state.conversation?.id) show(value, {});
+}
+
+function putOn(name) {
+  const wanted = state.server.humores[name];
+  const axes = Object.fromEntries(Object.keys(AXES).map((axis) => [axis, wanted[axis] ?? 0]));
+  move({ axes }, `Humor ${name}.`);
+  parts.named.value = "";
 }
 
 async function move(changes, sentence) {
   const id = state.conversation?.id;
-  if (!id) return;
+  if (!id) state.newMood = changes.reset ? {} : { ...state.newMood, ...changes, axes: { ...state.newMood.axes, ...changes.axes } };
   try {
-    show(await post(`/api/conversaciones/${id}/humor`, changes), {});
+    show(await (id ? post(`/api/conversaciones/${id}/humor`, changes) : post("/api/humor", state.newMood)), {});
     if (sentence) announce(sentence);
   } catch (failure) {
     warn(failure.message);
@@ -156,12 +183,13 @@ function show(value, { isLive = false }) {
   parts.plot.node.classList.toggle("vacio", !value);
   parts.plot.dot.setAttribute("cx", x);
   parts.plot.dot.setAttribute("cy", y);
-  $("punto-humor").style.setProperty("--agrado", String(axes.valence || 0));
+  place($("punto-humor").lastElementChild, axes);
   drawTrail(value?.trail || []);
   const home = value?.home || { valence: 0, arousal: 0 };
   parts.plot.home.setAttribute("transform", `translate(${home.valence * SIZE} ${-home.arousal * SIZE})`);
   drawCells(value?.vector || []);
   if (!moving) for (const [axis, control] of Object.entries(parts.sliders)) control.set(axes[axis] || 0);
+  if (value?.fijos) for (const [axis, control] of Object.entries(parts.sliders)) control.hold(value.fijos.includes(axis));
   parts.gain.set(value?.gain ?? 1);
   parts.lock.checked = Boolean(value?.frozen);
   if (!isLive) parts.plot.node.setAttribute("aria-label", words());
@@ -174,7 +202,7 @@ function drawTrail(points) {
 }
 
 function drawCells(vector) {
-  const top = Math.max(1, ...vector.map(Math.abs));
+  const top = Math.max(0.5, ...vector.map(Math.abs));
   parts.strip.bars.forEach((bar, index) => {
     const height = ((vector[index] || 0) / top) * 19;
     bar.setAttribute("y", height > 0 ? 20 - height : 20);
@@ -186,7 +214,6 @@ function drawCells(vector) {
 }
 
 export function words() {
-  if (!mood) return "Humor: aún no hay conversación.";
-  const { valence = 0, arousal = 0 } = mood.axes;
-  return `Humor en el turno ${mood.turn}: agrado ${number(valence, 2)}, activación ${number(arousal, 2)}.`;
+  const { valence = 0, arousal = 0 } = mood?.axes || {};
+  return `Humor en el turno ${mood?.turn ?? 0}: agrado ${number(valence, 2)}, energía ${number(arousal, 2)}.`;
 }

@@ -19,6 +19,7 @@ export const state = {
   conversation: null, // {id, titulo, guardada, mensajes, turno} or null: a new one
   follower: null, // the answer being written
   isSending: false,
+  newMood: {}, // of the conversation about to begin, moved by hand
   knobs: { ...DEFAULTS, ...memory.get("mandos", {}) },
   options: { ...OPTIONS, ...memory.get("opciones", {}) },
 };

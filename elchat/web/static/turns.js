@@ -164,9 +164,7 @@ function answerActions(message) {
   const actions = el("div", { class: "acciones" }, ...versionButtons(message));
   if (message.texto) actions.append(button("Copiar la respuesta", "copiar", (event) => copyFrom(event.currentTarget, message.texto)));
   actions.append(button("Otra versión", "otra", () => emit("ask", { regenerar: message.id })));
-  if (state.server.humor && message.tiene_humor) {
-    actions.append(button("Volver a este humor", "volver", () => emit("mood-back", message.id)));
-  }
+  if (state.server.humor && message.tiene_humor) actions.append(moodDot(message));
   const facts = [];
   if (data.fichas_s) facts.push(`${number(data.fichas_s, data.fichas_s < 10 ? 1 : 0)} fichas/s`);
   if (data.semilla) facts.push(`semilla ${data.semilla}`);
@@ -194,26 +192,40 @@ function noteFor(message) {
   return note;
 }
 
-const percent = (value) => `${number(value * 100, 1)} %`;
-
 // The right not to answer, with its receipt.
 function silence(message, again) {
-  const decision = message.datos.decision || {};
+  const { p = 0, techo = 0, dado } = message.datos.decision || {};
+  const drawn = dado == null ? "" : ` Esta vez sacó ${number(dado, 3)}.`;
   const why = el("p", { class: "porque", hidden: true },
-    `Probabilidad de callar: ${percent(decision.p || 0)}. Techo: ${percent(decision.techo || 0)}.`,
-    decision.dado == null ? "" : ` El dado sacó ${percent(decision.dado)}.`,
-    decision.motivo ? ` Motivo: ${decision.motivo}.` : "");
+    `Calla si un dado de 0 a 1 saca menos que p y que el tope.${drawn} Nunca calla dos veces seguidas, ni ante una pregunta, ni si le hablan de un peligro o de un mal momento.`);
   const toggle = el("button", { type: "button", class: "enlace", "aria-expanded": "false" }, "Por qué");
   toggle.addEventListener("click", () => {
     why.hidden = !why.hidden;
     toggle.setAttribute("aria-expanded", String(!why.hidden));
   });
   return el("div", { class: "silencio" },
-    el("p", { class: "frase" }, "elchat ha preferido no responder."),
+    el("p", {}, "elchat eligió no responder ", el("span", { class: "recibo" }, `(p = ${number(p, 2)}; tope ${number(techo, 2)})`)),
     el("div", { class: "fila" },
-      again("Preguntar otra vez", { regenerar: message.id }),
       again("Pedir que responda", { regenerar: message.id, responder: true }),
+      again("Preguntar otra vez", { regenerar: message.id }),
       toggle),
     why);
 }
 
+// Where a mood is in the small square of 24 units.
+export function place(dot, { valence = 0, arousal = 0 }) {
+  dot.setAttribute("cx", 12 + valence * 6);
+  dot.setAttribute("cy", 12 - arousal * 6);
+}
+
+// The mood this answer left, as a point in a small square; pressed, it comes back.
+function moodDot(message) {
+  const [valence, arousal] = message.datos.humor || [];
+  const node = button("Volver a este humor", "", () => emit("mood-back", message.id));
+  const glyph = $("punto-humor").cloneNode(true);
+  glyph.removeAttribute("id");
+  glyph.removeAttribute("hidden");
+  place(glyph.lastElementChild, { valence, arousal });
+  node.replaceChildren(glyph);
+  return node;
+}
