@@ -8,8 +8,8 @@ export class Failure extends Error {
   }
 }
 
-const DOWN = "No encuentro el servidor. ¿Sigue abierto `elchat serve`? Tu texto está a salvo.";
-const SENTENCES = { 401: "Falta la clave. Abre el enlace que imprimió `elchat serve`." };
+const DOWN = "No encuentro el servidor. ¿Sigue abierto «elchat serve»? Tu texto está a salvo.";
+const SENTENCES = { 401: "Falta la clave. Abre el enlace que imprimió «elchat serve»." };
 
 export async function call(method, path, body, options = {}) {
   let response;

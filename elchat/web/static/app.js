@@ -154,6 +154,7 @@ async function ask(body) {
     followLive();
     if (!state.conversation.turno) settle();
   } catch (failure) {
+    state.isSending = false;
     turns.clearPending();
     turns.render();
     if (!$("texto").value && body.texto) composer.write(body.texto);

@@ -43,7 +43,7 @@ function side(index, chosen) {
   const id = `humor-comparado-${index}`;
   const select = el("select", { id, class: "campo" }, ...moods().map(([name], number) => el("option", { value: number, selected: number === chosen[index] }, name)));
   select.addEventListener("change", () => (chosen[index] = Number(select.value)));
-  const body = el("div", { class: "cuerpo" });
+  const body = el("div", { class: "cuerpo", tabindex: 0 });
   const keep = el("button", { type: "button", class: "enlace", hidden: true }, "Quedarme con esta");
   const node = el("section", { class: "columna", "aria-label": `Respuesta ${index + 1}` }, el("label", { for: id }, `Humor ${index + 1}`), select, body, keep);
   return { node, body, keep, turn: null, source: null, tokens: null };
