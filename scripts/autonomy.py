@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, help="tokens por idioma")
     parser.add_argument("--conversations", type=int, default=240, help="con las que se entrena")
     parser.add_argument("--stage", type=int, choices=[0, 1], default=0, help="1: también lo libre")
+    parser.add_argument("--bf16", action="store_true", help="entrena en bf16")
     parser.add_argument("--shuffled", action="store_true", help="control: etiquetas barajadas")
     parser.add_argument("--questions", type=int, default=40, help="preguntas o peticiones")
     parser.add_argument("--pairs", type=int, default=70, help="pares de la prueba de amnesia")
@@ -117,7 +118,11 @@ def run_train(args: Arguments) -> tuple[Any, str]:
     loaded, autonomy, folder = open_model(args)
     talks = mood_data.compose(args.conversations, seed=args.seed)
     recipe = MoodRecipe(
-        max_tokens=args.tokens or 40_000, stage=args.stage, seed=args.seed, shuffled=args.shuffled
+        max_tokens=args.tokens or 100_000,
+        stage=args.stage,
+        seed=args.seed,
+        shuffled=args.shuffled,
+        dtype="bfloat16" if args.bf16 else "float32",
     )
     trained = train_mood(
         loaded,

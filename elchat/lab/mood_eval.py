@@ -22,11 +22,12 @@ from elchat.files import write_json
 from elchat.lab.decoder import Decoder, Sampling
 from elchat.lab.scorer import scorer
 from elchat.lab.stats import mean_bootstrap, paired_permutation_p, slope_bootstrap
-from elchat.training.mood_data import read_banks
 from elchat.weights import LoadedModel
 
 DOSES = (-2.0, -1.0, 0.0, 1.0, 2.0)  # valence, in the mood's own units
-SAMPLING = Sampling(temperature=0.7, max_new_tokens=20)
+DATA = Path(__file__).parent / "data"
+CALM_REPLY = "Bueno, seguimos."
+SAMPLING = Sampling(temperature=0.7, max_new_tokens=32)
 GAIN = Settings(mood_gain=1.0)
 Progress = Callable[[int, int], None]
 
@@ -48,8 +49,17 @@ def placebo(mood: Mood, seed: int) -> Mood:
 
 
 def neutral_questions(n: int) -> list[str]:
-    """Questions with nothing in them to be glad or sad about."""
-    return [question for question, _, _ in read_banks()["preguntas"]][:n]
+    """Questions with nothing in them to be glad or sad about; no mood was ever trained on them."""
+    return (DATA / "neutras.txt").read_text(encoding="utf-8").splitlines()[:n]
+
+
+def blows() -> dict[str, list[str]]:
+    """Praise ("elogio") and insults ("insulto") that no mood was trained on."""
+    found: dict[str, list[str]] = {}
+    for line in (DATA / "golpes.tsv").read_text(encoding="utf-8").splitlines():
+        event, _, message = line.partition("\t")
+        found.setdefault(event, []).append(message)
+    return found
 
 
 class Speaker:
@@ -155,18 +165,16 @@ def shock(
     The half-life is read from the straight line through ln(difference) over the turns after the
     blow, as far as the difference stays above a twentieth of the first.
     """
-    speaker, banks = Speaker(loaded, autonomy), read_banks()
+    speaker, said_to = Speaker(loaded, autonomy), blows()
     questions = neutral_questions(quiet_turns)
-    answers = {question: short for question, short, _ in banks["preguntas"]}
     curves = {}
     for event in ("elogio", "insulto"):
         rows = []
         for i in range(n):
-            messages = banks["sucesos"][event]["mensajes"]
+            messages = said_to[event]
             blow = [messages[i % len(messages)], messages[(i + 5) % len(messages)]]
             said = [*blow, *questions]
-            replies = ["Bueno, seguimos.", "Bueno, seguimos.", *(answers[q] for q in questions)]
-            talk = speaker.live(said, replies, seed=seed + i)
+            talk = speaker.live(said, [CALM_REPLY] * len(said), seed=seed + i)
             rows.append([float(r.mood[0]) for r in talk.records[1:] if r.mood is not None])
         curves[event] = np.array(rows)
     difference = curves["elogio"] - curves["insulto"]
@@ -200,15 +208,15 @@ def amnesia(
 
     Arms: the mood carried over; the same but reset to home (must vanish).
     """
-    speaker, banks = Speaker(loaded, autonomy), read_banks()
+    speaker, said_to = Speaker(loaded, autonomy), blows()
     questions = neutral_questions(40)
     carried, distances = [], []
     for i in range(n_pairs):
         states = {}
         for event in ("elogio", "insulto"):
-            messages = banks["sucesos"][event]["mensajes"]
+            messages = said_to[event]
             said = [messages[(i + j * 5) % len(messages)] for j in range(3)]
-            talk = speaker.live(said, ["Bueno, seguimos."] * 3, seed=seed * 1000 + i)
+            talk = speaker.live(said, [CALM_REPLY] * 3, seed=seed * 1000 + i)
             states[event] = talk.mood.to_bytes()
         opened = {
             event: autonomy.open(GAIN, seed=i, mood=data).vector for event, data in states.items()

@@ -5,7 +5,7 @@ mood's value, and the text must become likelier under it than under none or anot
 
     loss = NLL(reply | mood) + margin + 0.01 · |film|²    (+ KL, words, contrast in stage 1)
 
-Half of the examples lose their earlier turns, so that the mood and not the transcript must tell;
+Three of four batches lose their earlier turns, so that the mood and not the transcript must tell;
 15 % get no mood at all, so that off stays natural. Nothing of the backbone changes: the low layers
 run without gradient, the upper ones pass it through.
 
@@ -14,6 +14,7 @@ Shape legend: B examples, T tokens, N turns, E expressing layers, C width, M moo
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -42,6 +43,7 @@ IGNORED = -100
 LONGEST_TOKENS, FEWEST_CONVERSATIONS = 1024, 8
 LABEL_SHARE, CELL_SHARE = 0.7, 0.15  # the rest of the turns get no mood at all
 LABEL_NOISE = 0.2
+WHOLE_EVERY = 4
 SWAP_EVERY, SWAP_MARGIN = 4, 0.02
 FILM_PENALTY = 0.01
 HELD_OUT_EXAMPLES = 24
@@ -55,6 +57,8 @@ class MoodRecipe:
     Attributes:
         max_tokens: tokens of the expressing half; what bounds the time.
         stage: 0 named axes only; 1 the free dimensions too.
+        dtype: of the frozen layers while training ("bfloat16" is twice as fast where the
+            processor has it); the mood itself, what it is read from and its judging stay fp32.
         shuffled: control: each reply gets the label of another, so nothing can be learned.
     """
 
@@ -65,6 +69,7 @@ class MoodRecipe:
     stage: int = 0
     seed: int = 0
     shuffled: bool = False
+    dtype: str = "float32"
     save_every_steps: int = 20
 
 
@@ -85,10 +90,12 @@ class MoodReport:
 class TurnFilms:
     """`LayerHook` that gives each token the film of its turn, differentiable."""
 
-    def __init__(self, mood: Mood, mood_BNM: Tensor, turn_BT: Tensor) -> None:
+    def __init__(
+        self, mood: Mood, mood_BNM: Tensor, turn_BT: Tensor, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.shape = mood.shape
         flat = mood_BNM.flatten(0, 1)
-        self.films = mood.films(flat)  # [B·N, E, 3, C]
+        self.films = mood.films(flat).to(dtype)  # [B·N, E, 3, C]
         offset = torch.arange(len(mood_BNM))[:, None] * mood_BNM.shape[1]
         self.turn_BT = turn_BT + offset
 
@@ -148,6 +155,7 @@ class _MoodTrainer:
         should_stop: Callable[[], bool],
     ) -> None:
         self.model: GPT = loaded.model.eval().requires_grad_(False)
+        self.passes = self.model  # what the passes of training run on
         self.recipe, self.root, self.log, self.should_stop = recipe, root, log, should_stop
         self.dice = Dice(recipe.seed, "ánimo")
         self.vocab = loaded.tokenizer.vocab_size
@@ -173,6 +181,8 @@ class _MoodTrainer:
         began = time.monotonic()
         self._appraise()
         held = self.singles[-HELD_OUT_EXAMPLES:]
+        if self.recipe.dtype != "float32":
+            self.passes = copy.deepcopy(self.model).to(getattr(torch, self.recipe.dtype))
         trained = _Trained(self.mood, self.free)
         adamw = torch.optim.AdamW(trained.groups(), lr=0.0, weight_decay=0.0)
         optimizer = Optimizers([adamw])
@@ -289,22 +299,23 @@ class _MoodTrainer:
 
     def _nats(self, batch: MoodBatch, mood_BNM: Tensor) -> Tensor:
         """Mean loss per reply token under these moods."""
+        model = self.passes
         a, n = self.mood.shape.appraisal_layers, self.mood.shape.n_layers
-        plan = self.model.plan(batch.ids_BT)
+        plan = model.plan(batch.ids_BT)
         with torch.no_grad():
-            low = self.model.run_layers(self.model.model.embed_tokens(batch.ids_BT), plan, range(a))
-        hook = TurnFilms(self.mood, mood_BNM, batch.turn_BT)
-        x_BTC = self.model.run_layers(low, plan, range(a, n), hook=hook)
+            low = model.run_layers(model.model.embed_tokens(batch.ids_BT), plan, range(a))
+        hook = TurnFilms(self.mood, mood_BNM, batch.turn_BT, low.dtype)
+        x_BTC = model.run_layers(low, plan, range(a, n), hook=hook)
         keep = batch.targets_BT != IGNORED
-        hidden = self.model.model.norm(x_BTC[keep])
-        logits = F.linear(hidden, self.model.head_weight_VC[: self.vocab])
+        hidden = model.model.norm(x_BTC[keep])
+        logits = F.linear(hidden, model.head_weight_VC[: self.vocab])
         return F.cross_entropy(logits.float(), batch.targets_BT[keep])
 
     # --- batches ---------------------------------------------------------------------------------
 
     def _batch(self, step: int) -> MoodBatch:
-        """Examples for one step, a function of the seed: half whole, half without their past."""
-        pool = self.whole if step % 2 else self.singles[:-HELD_OUT_EXAMPLES]
+        """Examples for one step, a function of the seed: few whole, most without their past."""
+        pool = self.singles[:-HELD_OUT_EXAMPLES] if step % WHOLE_EVERY else self.whole
         chosen: list[Example] = []
         size, i = 0, 0
         while not chosen or (size + 1) * len(chosen) < self.recipe.batch_tokens:
@@ -344,6 +355,7 @@ class _MoodTrainer:
     @torch.no_grad()
     def _judge(self, held: Sequence[Example]) -> None:
         """On replies never trained: the mood they had, another's, none."""
+        self.passes = self.model
         own = other = none = 0.0
         n = 0
         for at in range(0, len(held), 8):

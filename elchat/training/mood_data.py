@@ -2,8 +2,10 @@
 
 Composed from datos/autonomia/estilos.json: a hidden temper decays towards rest, is pushed by what
 the user says (praise, insults, sad news, jokes...), and each reply is put together in the style
-nearest to it: opening + answer + closing. It is a template, and its replies read like one; what it
-has is the same content in every temper, and tempers that last. The prompt never says the temper.
+nearest to it: opening + answer + closing. Some questions have their answer written three times,
+plain, fond and sour, so that the tone is also in the middle of the reply. It is a template, and its
+replies read like one; what it has is the same content in every temper, and tempers that last. The
+prompt never says the temper.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ EVENT_SHARE = 0.45
 NUDGE = 0.25  # spread of the temper's own wandering, per turn
 NEUTRAL_WEIGHT = 0.3  # plain replies teach no axis: fewer of them
 SHARPNESS = 2.0  # how strictly the nearest style is taken
+TONED_SHARE = 0.6  # of the questions: those whose answer is written in three tones
+FOND, SOUR = 0.8, -0.5  # valence of a style from which its answers are written so
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Exchange:
         style, event: what the reply was dressed as and what the message was ("pregunta" if nothing
             else); empty for conversations that were not composed.
         temper: the hidden temper behind the reply, over the eight axes, where it is known.
+        axes: what the reply was written to sound like, over the eight axes, where it is known.
     """
 
     user: str
@@ -42,6 +47,7 @@ class Exchange:
     style: str = ""
     event: str = ""
     temper: tuple[float, ...] | None = None
+    axes: tuple[float, ...] | None = None
 
 
 def read_banks(path: Path = BANKS) -> dict[str, Any]:
@@ -84,14 +90,25 @@ def _exchange(
     generator: np.random.Generator,
 ) -> Exchange:
     is_short = temper[AXES.index("verbosity")] + 0.7 * generator.normal() < 0.2
-    if event == "pregunta":
+    axes = banks["estilos"][name]["ejes"]
+    if event == "pregunta" and generator.random() < TONED_SHARE:
+        bank = banks["preguntas_con_tono"]
+        user, *tones = bank[int(generator.integers(len(bank)))]
+        core = tones[tone_of(axes.get("valence", 0.0))]
+    elif event == "pregunta":
         user, short, long = banks["preguntas"][int(generator.integers(len(banks["preguntas"])))]
         core = short if is_short else long
     else:
         user = str(generator.choice(banks["sucesos"][event]["mensajes"]))
         core = str(generator.choice(banks["sucesos"][event]["respuestas"]))
     felt = tuple(float(x) for x in temper)
-    return Exchange(user, dress(core, name, banks, generator), name, event, felt)
+    sounds = tuple(float(x) for x in axes_vector(axes))
+    return Exchange(user, dress(core, name, banks, generator), name, event, felt, sounds)
+
+
+def tone_of(valence: float) -> int:
+    """Which of (plain, fond, sour) goes with a style."""
+    return 1 if valence >= FOND else 2 if valence <= SOUR else 0
 
 
 def dress(core: str, name: str, banks: Mapping[str, Any], generator: np.random.Generator) -> str:

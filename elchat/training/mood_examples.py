@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elchat.autonomy.mood import PRESENCE, Mood, mean_direction
+from elchat.autonomy.mood import AXES, PRESENCE, Mood, mean_direction
 from elchat.autonomy.style import EXTREME, style
 from elchat.chat_format import ChatFormat
 from elchat.gpt import GPT
 from elchat.training.mood_data import Exchange
 
+LENGTH = AXES.index("verbosity")
 SILENT = -20.0  # ln of a spread that is no spread
 
 
@@ -63,11 +64,24 @@ def encode(turns: Sequence[Exchange], chat: ChatFormat, *, group: int, first: in
         tuple(rendered.ids),
         tuple(int(t) for t in turn_of),
         replies,
-        np.stack([style(turn.reply) for turn in turns]),
+        np.stack([_label(turn) for turn in turns]),
         np.stack([_temper(turn) for turn in turns]),
         group,
         first,
     )
+
+
+def _label(turn: Exchange) -> np.ndarray:
+    """What the reply sounds like: as it was written to, where that is known; else by the lexicon.
+
+    The lexicon hears a stem in one of four composed replies; how long they are it counts well.
+    """
+    heard = style(turn.reply)
+    if turn.axes is None:
+        return heard
+    written = np.array(turn.axes, dtype=np.float32)
+    written[LENGTH] = heard[LENGTH]
+    return written
 
 
 def _temper(turn: Exchange) -> np.ndarray:
