@@ -1,6 +1,7 @@
 """Export a finished model: Hugging Face, GGUF or Ollama.
 
     python -m scripts.export RUN|FOLDER|FILE.gguf|BASE --to hf|gguf|ollama [--type q8_0] [--out DIR]
+                             [--mood alegre]
 
 What `elchat export` starts; the work is elchat.export's.
 """
@@ -16,9 +17,12 @@ from pathlib import Path
 import torch
 
 from elchat import bases, hub, paths, report, runs
+from elchat.autonomy import store
+from elchat.autonomy.fold import preset
 from elchat.errors import ConfigError, ElchatError, ModelError, RunError
 from elchat.export import bundle
 from elchat.export.gguf_writer import KINDS
+from elchat.export.moods import with_mood
 from elchat.report.facts import Facts
 from elchat.report.reading import FolderReader
 from elchat.report.words import number
@@ -37,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--type")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--name")
+    parser.add_argument("--mood")
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--json", action="store_true", dest="as_json")
     arguments = parser.parse_args(argv)
@@ -78,10 +83,17 @@ def export(arguments: argparse.Namespace) -> bundle.Exported:
     target, kind = arguments.to, checked_type(arguments.to, arguments.type)
     path, facts, base_folder = find_model(arguments.source)
     name = arguments.name or (facts.id if facts else path.stem if path.is_file() else path.name)
-    out = arguments.out or default_out(path, facts, target, kind, name)
+    folder = f"{target}-{kind}"
+    if arguments.mood is not None:
+        name, folder = f"{name}-{arguments.mood}", f"{folder}-{arguments.mood}"
+        preset(arguments.mood)
+    out = arguments.out or default_out(path, facts, folder, name)
     bundle.refuse_existing(out, arguments.force)
+    loaded = load_model(path, dtype=torch.float32)
+    if arguments.mood is not None:
+        loaded = with_mood(loaded, store.load(path, loaded.model.config), arguments.mood)
     return bundle.export(
-        load_model(path, dtype=torch.float32),
+        loaded,
         target,
         out,
         name=name,
@@ -135,9 +147,8 @@ def find_model(source: str | None) -> tuple[Path, Facts | None, Path | None]:
     return run.model_path, report.gather(run), folder if folder.is_dir() else run.model_path
 
 
-def default_out(path: Path, facts: Facts | None, target: str, kind: str, name: str) -> Path:
+def default_out(path: Path, facts: Facts | None, folder: str, name: str) -> Path:
     """RUN/exports/gguf-q8_0, or ~/.elchat/exports/NAME/gguf-q8_0 for a model without a run."""
-    folder = f"{target}-{kind}"
     if facts is not None:
         return path.parent / "exports" / folder
     return paths.home() / "exports" / name / folder

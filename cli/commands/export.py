@@ -44,6 +44,13 @@ def export(
     name: Annotated[
         str | None, typer.Option(metavar="NOMBRE", help="Nombre del modelo exportado.")
     ] = None,
+    mood: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HUMOR",
+            help="Con un humor congelado en los pesos: alegre, triste, sereno, formal…",
+        ),
+    ] = None,
     is_forced: Annotated[
         bool, typer.Option("--force", help="Sustituir una exportación anterior.")
     ] = False,
@@ -60,6 +67,7 @@ def export(
         "--type": kind,
         "--out": None if out is None else out.expanduser().absolute(),
         "--name": name,
+        "--mood": mood,
     }
     words = [f"{key}={value}" for key, value in given.items() if value is not None]
     words += ["--force"] * is_forced + ["--json"] * as_json
