@@ -1,4 +1,4 @@
-"""`elchat export --mood`: an ordinary model for others, with our logits when that mood is frozen."""
+"""`elchat export --mood`: an ordinary model that has our logits under that mood."""
 
 from __future__ import annotations
 
