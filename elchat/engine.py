@@ -21,7 +21,8 @@ from elchat.errors import DataError, ModelError
 from elchat.gpt import GPT, Block
 from elchat.hooks import Decision, TurnHook
 from elchat.packed_linear import pack_linears
-from elchat.runner import NativeRunner, NativeWeights, Runner, TorchRunner, fits_native, head_of
+from elchat.panels import NativeWeights
+from elchat.runner import NativeRunner, Runner, TorchRunner, fits_native, head_of
 from elchat.sampling import SamplingParams
 from elchat.tokenizer import Tokenizer
 from elchat.weights import load_model

@@ -9,26 +9,26 @@ Shape legend of `gpt`.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import dataclasses
-import mmap
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from elchat import native
-from elchat.gpt import GPT, AttentionPlan, Block, KVCache
+from elchat.gpt import GPT, AttentionPlan, KVCache
 from elchat.hooks import LayerEffect, LayerHook
 from elchat.model_config import GPTConfig
 from elchat.native import library as c
-from elchat.quantize import GROUP, Kind, Packed, pack
+from elchat.panels import NativeWeights, Panels
+from elchat.quantize import GROUP
 
 MAX_TOKENS_PER_PASS = 256
+KEY_BLOCK = 16  # `attention.h`: positions whose keys lie side by side
 KINDS = {"fp32": 0, "int8": 1, "int4": 2}
 
 
@@ -127,99 +127,6 @@ class SlotView:
         return k[self._slots, :, : self._end], v[self._slots, :, : self._end]
 
 
-class NativeWeights:
-    """A model's matrices packed for the compiled kernels.
-
-    The GPT is owned from here on: its fp32 matrices become views of the packed ones, or are let
-    go where the packed ones have fewer bits.
-    """
-
-    def __init__(self, model: GPT, kind: Kind) -> None:
-        self.config = model.config
-        self.kind = kind
-        self._arena = Arena()
-        trunk = model.model
-        # The head is also the embedding where they are tied; in 4 bits it keeps 8.
-        self.head = self._place(pack(model.head_weight_VC, "int8" if kind == "int4" else kind))
-        self.embedding = None if model.config.is_tied else trunk.embed_tokens.weight.detach()
-        self.norm = trunk.norm.weight.detach().float()
-        self.layers: list[dict[str, tuple[Packed, Tensor | None]]] = []
-        self.norms: list[tuple[Tensor, Tensor]] = []
-        for block in cast("list[Block]", trunk.layers):
-            a, m = block.self_attn, block.mlp
-            groups = {
-                "qkv": (a.q_proj, a.k_proj, a.v_proj),
-                "out": (a.o_proj,),
-                "gate_up": (m.gate_proj, m.up_proj),
-                "down": (m.down_proj,),
-            }
-            self.layers.append({name: self._join(linears) for name, linears in groups.items()})
-            norms = (block.input_layernorm, block.post_attention_layernorm)
-            first, second = (norm.weight.detach().float() for norm in norms)
-            self.norms.append((first, second))
-        if kind != "fp32" and model.config.is_tied:
-            trunk.embed_tokens.weight = _nothing()
-        positions = torch.arange(model.config.max_positions)[None]
-        half = model.config.head_dim // 2
-        cos, sin = (table[0, 0, :, :half] for table in model.rotations(positions))
-        self.cos, self.sin = cos.float().contiguous(), sin.float().contiguous()
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of weights that decoding one token reads."""
-        return self.head.n_bytes + sum(p.n_bytes for w in self.layers for p, _ in w.values())
-
-    def _join(self, linears: Sequence[nn.Linear]) -> tuple[Packed, Tensor | None]:
-        """One matrix with the outputs of all."""
-        weights = [linear.weight.detach() for linear in linears]
-        packed = self._place(pack(torch.cat(weights), self.kind))
-        if self.kind == "fp32":
-            for linear, part in zip(
-                linears, packed.data.split([len(w) for w in weights]), strict=True
-            ):
-                linear.weight.data = part
-        else:
-            for linear in linears:
-                linear.weight = _nothing()
-        biases = [linear.bias.detach().float() for linear in linears if linear.bias is not None]
-        return packed, torch.cat(biases) if biases else None
-
-    def _place(self, packed: Packed) -> Packed:
-        scales = None if packed.scales is None else self._arena.place(packed.scales)
-        return dataclasses.replace(packed, data=self._arena.place(packed.data), scales=scales)
-
-
-class Arena:
-    """Memory for weights in huge pages, where the system gives them: a tenth more bandwidth."""
-
-    BLOCK_BYTES, ALIGNMENT = 64 << 20, 64
-
-    def __init__(self) -> None:
-        self._block = torch.empty(0, dtype=torch.uint8)
-        self._used = 0
-
-    def place(self, tensor: Tensor) -> Tensor:
-        """A copy of the tensor in the arena, which lives as long as any of its tensors."""
-        n_bytes = tensor.numel() * tensor.element_size()
-        if self._used + n_bytes > self._block.numel():
-            self._block, self._used = self._new_block(max(n_bytes, self.BLOCK_BYTES)), 0
-        room = self._block[self._used : self._used + n_bytes].view(tensor.dtype)
-        room = room.view(tensor.shape).copy_(tensor)
-        self._used += -(-n_bytes // self.ALIGNMENT) * self.ALIGNMENT
-        return room
-
-    def _new_block(self, n_bytes: int) -> Tensor:
-        block = mmap.mmap(-1, n_bytes)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):
-                block.madvise(mmap.MADV_HUGEPAGE)
-        return torch.frombuffer(block, dtype=torch.uint8)
-
-
-def _nothing() -> nn.Parameter:
-    return nn.Parameter(torch.empty(0), requires_grad=False)
-
-
 class NativeRunner:
     """The compiled forward pass. A row's bits do not depend on the rows beside it."""
 
@@ -227,12 +134,13 @@ class NativeRunner:
         lib = native.load()
         assert lib is not None, native.why_not()
         self._lib, self._weights = lib, weights
-        max_tokens = -(-max_tokens // 8) * 8  # attention reads whole vectors of keys
+        max_tokens = -(-max_tokens // KEY_BLOCK) * KEY_BLOCK
         self.config, self.n_slots, self.max_tokens = weights.config, n_slots, max_tokens
         cfg = weights.config
-        shape = (cfg.n_layers, n_slots, cfg.n_kv_heads, max_tokens, cfg.head_dim)
-        self._k, self._v = torch.zeros(shape), torch.zeros(shape)
-        self._head = _matrix(weights.head, None)
+        heads, d = (cfg.n_layers, n_slots, cfg.n_kv_heads), cfg.head_dim
+        self._k = torch.zeros(*heads, max_tokens // KEY_BLOCK, d, KEY_BLOCK)
+        self._v = torch.zeros(*heads, max_tokens, d)
+        self._head = _matrix(weights.head)
         layers = (c.Layer * cfg.n_layers)(*(self._layer(i) for i in range(cfg.n_layers)))
         c_shape = c.Shape(
             cfg.n_layers, cfg.d_model, cfg.d_ff, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim,
@@ -287,11 +195,12 @@ class NativeRunner:
         return normed, logits
 
     def copy_prefix(self, source: int, target: int, n_tokens: int) -> None:
-        for cached in (self._k, self._v):
-            cached[:, target, :, :n_tokens] = cached[:, source, :, :n_tokens]
+        n_blocks = -(-n_tokens // KEY_BLOCK)  # keys past the prefix are written over or not read
+        self._k[:, target, :, :n_blocks] = self._k[:, source, :, :n_blocks]
+        self._v[:, target, :, :n_tokens] = self._v[:, source, :, :n_tokens]
 
     def _layer(self, i: int) -> c.Layer:
-        matrices = [_matrix(*self._weights.layers[i][n]) for n in ("qkv", "out", "gate_up", "down")]
+        matrices = [_matrix(self._weights.layers[i][n]) for n in ("qkv", "out", "gate_up", "down")]
         tensors = (*self._weights.norms[i], self._k[i], self._v[i])
         return c.Layer(*matrices, *(t.data_ptr() for t in tensors))
 
@@ -302,11 +211,10 @@ def fits_native(config: GPTConfig) -> bool:
     return all(w % GROUP == 0 for w in widths) and config.head_dim % 8 == 0
 
 
-def _matrix(packed: Packed, bias: Tensor | None) -> c.Matrix:
-    scales = None if packed.scales is None else packed.scales.data_ptr()
+def _matrix(panels: Panels) -> c.Matrix:
+    scales, bias = (None if t is None else t.data_ptr() for t in (panels.scales, panels.bias))
     return c.Matrix(
-        packed.data.data_ptr(), scales, None if bias is None else bias.data_ptr(),
-        KINDS[packed.kind], packed.n, packed.k,
+        panels.data.data_ptr(), scales, bias, KINDS[panels.kind], panels.n, panels.k,
     )  # fmt: skip
 
 

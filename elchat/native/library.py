@@ -21,11 +21,9 @@ from pathlib import Path
 from elchat import paths
 
 FOLDER = Path(__file__).parent
-SOURCES = ("model.cpp", "linear.h", "pool.h", "vector.h")
-FLAGS = (
-    "-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-pthread",
-)  # fmt: skip
-VERSION = 1
+SOURCES = ("model.cpp", "linear.h", "attention.h", "lanes.h", "pool.h", "vector.h")
+FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
+VERSION = 2
 BUILD_TIMEOUT_S = 180
 
 _pointer, _int32, _int64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
@@ -112,30 +110,32 @@ def _outcome() -> tuple[Library | None, str | None]:
         return None, "ELCHAT_NATIVE=0 lo desactiva"
     if os.name != "posix":
         return None, "solo se compila en Linux y macOS"
-    compiler = _compiler()
+    compiler = find_compiler()
     if compiler is None:
         return None, "no hay compilador de C++ (instala g++ o clang)"
     try:
-        return Library(_built(compiler)), None
+        return Library(built(compiler)), None
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         return None, f"no se pudo compilar o cargar ({_first_line(error)})"
 
 
-def _compiler() -> str | None:
+def find_compiler() -> str | None:
+    """A C++ compiler, or None."""
     candidates = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
     return next((found for name in candidates if name and (found := shutil.which(name))), None)
 
 
-def _built(compiler: str) -> Path:
-    folder = paths.native_dir()
-    target = folder / f"{_fingerprint(compiler)}.so"
+def built(compiler: str, processor: str = "native") -> Path:
+    """The library for a processor in the compiler's words, compiled if it is not there yet."""
+    folder, flags = paths.native_dir(), (*FLAGS, f"-march={processor}")
+    target = folder / f"{_fingerprint(compiler, flags)}.so"
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=folder, suffix=".so.tmp")
     os.close(handle)
     try:
-        command = [compiler, *FLAGS, str(FOLDER / "model.cpp"), "-o", name]
+        command = [compiler, *flags, str(FOLDER / "model.cpp"), "-o", name]
         subprocess.run(command, check=True, capture_output=True, timeout=BUILD_TIMEOUT_S)
         os.replace(name, target)  # two processes may build at once: either result will do
     finally:
@@ -144,10 +144,10 @@ def _built(compiler: str) -> Path:
     return target
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=20).stdout
     digest = hashlib.sha256(version)
-    digest.update(repr((FLAGS, platform.machine(), _processor())).encode())
+    digest.update(repr((flags, platform.machine(), _processor())).encode())
     for name in SOURCES:
         digest.update((FOLDER / name).read_bytes())
     return digest.hexdigest()[:24]

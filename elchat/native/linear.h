@@ -1,260 +1,238 @@
-// y[m, n] = sum over k of x[m, k] * w[n, k], for weights in fp32, int8 and int4.
+// y = x · Wᵀ for weights in fp32, int8 and int4, kept in panels of 32 outputs.
 //
-// Both operands are read along k, so a dot product is one straight walk and nothing is repacked.
-// A block of MR rows of x and NR rows of w shares its loads. Each (m, n) has its own accumulator
-// and its own order of addition: the result does not depend on how many rows are computed
-// together, which is what makes a reply the same alone and in a batch.
+// A panel holds, for each input in turn, the weights of its 32 outputs side by side: one straight
+// walk through memory, and sums that never have to be added across lanes. A block of rows of x
+// shares the walk. Each (row, output) has its own sum and its own order of addition: the result
+// does not depend on how many rows are computed together, which is what makes a reply the same
+// alone and in a batch.
 //
-// Integer weights meet activations of up to 15 bits (int16), one scale for each row of x. The
-// largest activation is chosen so that no int32 sum can overflow: `activation_limit`. Integer sums
-// are exact, hence also equal on every machine.
+// Integer weights meet activations of 8 bits, one scale for each 64 inputs of a row: within them
+// the sum is of integers, exact. Weights are stored unsigned, `zero` above their value; what that
+// adds to a sum is taken off before it starts.
 #pragma once
 
-#include "vector.h"
+#include "lanes.h"
 
 namespace elchat {
 
 enum Kind : int32_t { kFp32 = 0, kInt8 = 1, kInt4 = 2 };
-constexpr int kGroup = 32;  // int4: weights that share a scale
-constexpr int kStripBytes = 14 << 10, kFetchAheadBytes = 2304;
+constexpr int kPanel = 2 * kLanes;
+constexpr int kActivationGroup = 64, kWeightGroup = 32;  // inputs that share a scale
+constexpr int kFetchAheadBytes = 2304;
 
 struct Matrix {
-    const void *weights;    // [n, k] float or int8; int4: [n, k / 32, 16], low nibbles first
-    const void *scales;     // int8: [n] float; int4: [n, k / 32] half
-    const float *bias;      // [n] or null
+    // fp32: [panels, k, 32] float; int8: [panels, k / 4, 32, 4] bytes, weight + 128;
+    // int4: [panels, k / 8, 32, 4] bytes, inputs 0-3 low and 4-7 high, weight + 8.
+    const void *weights;
+    const void *scales;     // int8: [panels, 32] float; int4: [panels, k / 32, 32] half
+    const float *bias;      // [panels * 32] or null
     int32_t kind, n, k;
 };
+
+inline int groups_of(int k) { return (k + kActivationGroup - 1) / kActivationGroup; }
 
 // Rows of x as the matrix wants them.
 struct Operand {
     const float *f32;       // [m, k]
-    const int16_t *i16;     // [m, k]
-    const float *scale;     // [m]
+    int8_t *i8;             // [m, k]
+    float *scale;           // [m, groups]
+    int32_t *start;         // [m, groups], int4: [m, k / 32]: -zero times the sum of the inputs
 };
 
-inline int activation_limit(const Matrix &w) {
-    if (w.kind == kInt4) return 32767;  // a group's sum stays below 2^24: exact in float too
-    int64_t limit = ((int64_t{1} << 31) - 1) / (int64_t{127} * w.k);
-    return static_cast<int>(limit < 32767 ? limit : 32767);
-}
-
-inline float quantize_row(const float *x, int k, int limit, int16_t *out) {
+// What is not a number stays so, through its scale.
+inline void quantize_group(const float *x, int n, float *scale, int8_t *out) {
     f8 top = all8(0.0f);
-    for (int i = 0; i < k; i += 8) {
-        f8 v = load8(x + i);
+    for (int i = 0; i < n; i += 8) {
+        const f8 v = load8(x + i);
         top = larger(top, larger(v, -v));
     }
-    float largest = max8(top);
-    if (!(largest > 0.0f) || !std::isfinite(largest)) {
-        std::memset(out, 0, sizeof(int16_t) * k);
-        return largest == 0.0f ? 0.0f : NAN;
-    }
-    float inverse = static_cast<float>(limit) / largest;
-    for (int i = 0; i < k; i += 8) {
+    const float largest = max8(top);
+    const bool is_plain = largest > 0.0f && std::isfinite(largest);
+    const float inverse = is_plain ? 127.0f / largest : 0.0f;
+    *scale = is_plain || largest == 0.0f ? largest / 127.0f : NAN;
+    for (int i = 0; i < n; i += 8) {
         f8 v = load8(x + i) * inverse;
         v += v < 0.0f ? all8(-0.5f) : all8(0.5f);
-        store_int16(out + i, __builtin_convertvector(v, i8x));
+        store_bytes(out + i, __builtin_convertvector(v, i8x));
     }
-    return largest / static_cast<float>(limit);
 }
 
-#ifdef ELCHAT_AVX2
-
-// One core asks for memory this far ahead: 8 GB/s without it, 17-20 with it (int8, one row of x).
-inline void fetch(const void *p) {
-    _mm_prefetch(static_cast<const char *>(p) + kFetchAheadBytes, _MM_HINT_T0);
-}
-
-inline int32_t sum_lanes(__m256i v) {
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1));
-    return _mm_cvtsi128_si32(s);
-}
-
-template <int MR, int NR>
-inline void dot_int8(const int16_t *x, const int8_t *w, int k, int32_t (&out)[MR][NR]) {
-    __m256i acc[MR][NR];
-    for (int m = 0; m < MR; m++)
-        for (int n = 0; n < NR; n++) acc[m][n] = _mm256_setzero_si256();
-    for (int i = 0; i < k; i += 16) {
-        if ((i & 63) == 0)
-            for (int n = 0; n < NR; n++) fetch(w + size_t(n) * k + i);
-        __m256i wide[NR];
-        for (int n = 0; n < NR; n++)
-            wide[n] = _mm256_cvtepi8_epi16(
-                _mm_loadu_si128(reinterpret_cast<const __m128i *>(w + size_t(n) * k + i)));
-        for (int m = 0; m < MR; m++) {
-            __m256i xv =
-                _mm256_loadu_si256(reinterpret_cast<const __m256i *>(x + size_t(m) * k + i));
-            for (int n = 0; n < NR; n++)
-                acc[m][n] = _mm256_add_epi32(acc[m][n], _mm256_madd_epi16(xv, wide[n]));
-        }
-    }
-    for (int m = 0; m < MR; m++)
-        for (int n = 0; n < NR; n++) out[m][n] = sum_lanes(acc[m][n]);
-}
-
-template <int MR, int NR>
-inline void dot_int4(const int16_t *x, const uint8_t *w, const uint16_t *scales, int k,
-                     float (&out)[MR][NR]) {
-    const __m256i mask = _mm256_set1_epi16(15), eight = _mm256_set1_epi16(8);
-    const int groups = k / kGroup;
-    __m256 acc[MR][NR];
-    for (int m = 0; m < MR; m++)
-        for (int n = 0; n < NR; n++) acc[m][n] = _mm256_setzero_ps();
+inline void quantize_row(const Matrix &w, const float *x, const Operand &to, int m) {
+    const int groups = groups_of(w.k);
+    int8_t *out = to.i8 + size_t(m) * w.k;
     for (int g = 0; g < groups; g++) {
-        if ((g & 3) == 0)
-            for (int n = 0; n < NR; n++) fetch(w + (size_t(n) * groups + g) * 16);
-        __m256i low[NR], high[NR];
-        __m256 scale[NR];
-        for (int n = 0; n < NR; n++) {
-            const size_t at = size_t(n) * groups + g;
-            const __m256i packed = _mm256_cvtepu8_epi16(
-                _mm_loadu_si128(reinterpret_cast<const __m128i *>(w + at * 16)));
-            low[n] = _mm256_sub_epi16(_mm256_and_si256(packed, mask), eight);
-            high[n] = _mm256_sub_epi16(_mm256_srli_epi16(packed, 4), eight);
-            scale[n] = _mm256_cvtph_ps(_mm_set1_epi16(static_cast<short>(scales[at])));
+        const int from = g * kActivationGroup;
+        const int n = w.k - from < kActivationGroup ? w.k - from : kActivationGroup;
+        quantize_group(x + from, n, to.scale + size_t(m) * groups + g, out + from);
+    }
+    const int width = w.kind == kInt8 ? kActivationGroup : kWeightGroup;
+    const int zero = w.kind == kInt8 ? 128 : 8;
+    int32_t *start = to.start + size_t(m) * ((w.k + width - 1) / width);
+    for (int from = 0; from < w.k; from += width) {
+        int32_t sum = 0;
+        for (int i = from; i < w.k && i < from + width; i++) sum += out[i];
+        *start++ = -zero * sum;
+    }
+}
+
+// One core asks for memory this far ahead: half as much again as it reads without.
+inline void fetch(const void *p) { __builtin_prefetch(static_cast<const char *>(p) + kFetchAheadBytes); }
+
+// The sums of MR rows and H times 16 outputs, the first of them at lane `lane` of a panel.
+template <int MR, int H> struct Sums {
+    F at[MR][H];
+};
+
+template <int MR, int H>
+[[gnu::noinline]] Sums<MR, H> sums_fp32(const Matrix &w, const Operand &x, int panel, int lane, int m) {
+    const float *p = static_cast<const float *>(w.weights) + size_t(panel) * w.k * kPanel + lane;
+    const float *a = x.f32 + size_t(m) * w.k;
+    Sums<MR, H> out;
+    for (auto &row : out.at)
+        for (F &f : row) f = zeros();
+    for (int i = 0; i < w.k; i++, p += kPanel) {
+        fetch(p);
+        if (H == 2) fetch(p + kLanes);
+        F wide[H];
+        for (int h = 0; h < H; h++) wide[h] = load(p + h * kLanes);
+        for (int r = 0; r < MR; r++)
+            for (int h = 0; h < H; h++)
+                out.at[r][h] = fma(out.at[r][h], wide[h], a[size_t(r) * w.k + i]);
+    }
+    return out;
+}
+
+template <int MR, int H, int STEPS>
+inline void add_group_int8(const uint8_t *p, const int8_t *a, int k, I (&acc)[MR][H]) {
+#pragma GCC unroll 16
+    for (int s = 0; s < STEPS; s++) {
+        W wide[H];
+        for (int h = 0; h < H; h++) {
+            fetch(p + s * 128 + h * 64);
+            wide[h] = load_bytes(p + s * 128 + h * 64);
         }
-        for (int m = 0; m < MR; m++) {
-            const __m256i *p =
-                reinterpret_cast<const __m256i *>(x + size_t(m) * k + g * kGroup);
-            const __m256i first = _mm256_loadu_si256(p), second = _mm256_loadu_si256(p + 1);
-            for (int n = 0; n < NR; n++) {
-                const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(first, low[n]),
-                                                     _mm256_madd_epi16(second, high[n]));
-                acc[m][n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale[n], acc[m][n]);
+        for (int r = 0; r < MR; r++) {
+            const X four_r = four(a + size_t(r) * k + s * 4);
+            for (int h = 0; h < H; h++) acc[r][h] = dot(acc[r][h], wide[h], four_r);
+        }
+    }
+}
+
+template <int MR, int H>
+[[gnu::noinline]] Sums<MR, H> sums_int8(const Matrix &w, const Operand &x, int panel, int lane, int m) {
+    const int k = w.k, groups = groups_of(k);
+    const uint8_t *p =
+        static_cast<const uint8_t *>(w.weights) + size_t(panel) * k * kPanel + lane * 4;
+    const int8_t *a = x.i8 + size_t(m) * k;
+    Sums<MR, H> out;
+    for (auto &row : out.at)
+        for (F &f : row) f = zeros();
+    for (int g = 0; g < groups; g++, p += kActivationGroup * kPanel, a += kActivationGroup) {
+        I acc[MR][H];
+        for (int r = 0; r < MR; r++)
+            for (int h = 0; h < H; h++) acc[r][h] = start(x.start[size_t(m + r) * groups + g]);
+        if (k - g * kActivationGroup >= kActivationGroup)
+            add_group_int8<MR, H, 16>(p, a, k, acc);
+        else
+            add_group_int8<MR, H, 8>(p, a, k, acc);
+        for (int r = 0; r < MR; r++) {
+            const float scale = x.scale[size_t(m + r) * groups + g];
+            for (int h = 0; h < H; h++)
+                out.at[r][h] = fma(out.at[r][h], to_float(acc[r][h]), scale);
+        }
+    }
+    const float *scales = static_cast<const float *>(w.scales) + size_t(panel) * kPanel + lane;
+    for (int h = 0; h < H; h++) {
+        const F scale = load(scales + h * kLanes);
+        for (int r = 0; r < MR; r++) out.at[r][h] = mul(out.at[r][h], scale);
+    }
+    return out;
+}
+
+template <int MR, int H>
+[[gnu::noinline]] Sums<MR, H> sums_int4(const Matrix &w, const Operand &x, int panel, int lane, int m) {
+    const int k = w.k, groups = groups_of(k), count = k / kWeightGroup;
+    const uint8_t *p =
+        static_cast<const uint8_t *>(w.weights) + size_t(panel) * k * kLanes + lane * 4;
+    const uint16_t *scales =
+        static_cast<const uint16_t *>(w.scales) + size_t(panel) * count * kPanel + lane;
+    const int8_t *a = x.i8 + size_t(m) * k;
+    Sums<MR, H> out;
+    for (auto &row : out.at)
+        for (F &f : row) f = zeros();
+    for (int g = 0; g < count; g++, a += kWeightGroup, scales += kPanel) {
+        I acc[MR][H];
+        for (int r = 0; r < MR; r++)
+            for (int h = 0; h < H; h++) acc[r][h] = start(x.start[size_t(m + r) * count + g]);
+        fetch(scales);
+#pragma GCC unroll 4
+        for (int s = 0; s < 4; s++, p += 128) {
+            W first[H], second[H];
+            for (int h = 0; h < H; h++) {
+                fetch(p + h * 64);
+                split_nibbles(load_bytes(p + h * 64), first[h], second[h]);
+            }
+            for (int r = 0; r < MR; r++) {
+                const int8_t *at = a + size_t(r) * k + s * 8;
+                const X one = four(at), two = four(at + 4);
+                for (int h = 0; h < H; h++)
+                    acc[r][h] = dot(dot(acc[r][h], first[h], one), second[h], two);
+            }
+        }
+        for (int h = 0; h < H; h++) {
+            const F scale = load_halves(scales + h * kLanes);
+            for (int r = 0; r < MR; r++) {
+                const float of_x = x.scale[size_t(m + r) * groups + g / 2];
+                out.at[r][h] = fma(out.at[r][h], mul(to_float(acc[r][h]), scale), of_x);
             }
         }
     }
-    for (int m = 0; m < MR; m++)
-        for (int n = 0; n < NR; n++) out[m][n] = sum8((f8)acc[m][n]);
+    return out;
 }
 
-template <int MR, int NR>
-inline void dot_fp32(const float *x, const float *w, int k, float (&out)[MR][NR]) {
-    __m256 acc[MR][NR];
-    for (int m = 0; m < MR; m++)
-        for (int n = 0; n < NR; n++) acc[m][n] = _mm256_setzero_ps();
-    for (int i = 0; i < k; i += 8) {
-        if ((i & 15) == 0)
-            for (int n = 0; n < NR; n++) fetch(w + size_t(n) * k + i);
-        __m256 wide[NR];
-        for (int n = 0; n < NR; n++) wide[n] = _mm256_loadu_ps(w + size_t(n) * k + i);
-        for (int m = 0; m < MR; m++) {
-            const __m256 xv = _mm256_loadu_ps(x + size_t(m) * k + i);
-            for (int n = 0; n < NR; n++) acc[m][n] = _mm256_fmadd_ps(xv, wide[n], acc[m][n]);
-        }
-    }
-    for (int m = 0; m < MR; m++)
-        for (int n = 0; n < NR; n++) out[m][n] = sum8((f8)acc[m][n]);
+template <int MR, int H>
+inline Sums<MR, H> sums(const Matrix &w, const Operand &x, int panel, int lane, int m) {
+    if (w.kind == kInt8) return sums_int8<MR, H>(w, x, panel, lane, m);
+    if (w.kind == kInt4) return sums_int4<MR, H>(w, x, panel, lane, m);
+    return sums_fp32<MR, H>(w, x, panel, lane, m);
 }
 
-#else  // any other processor: the same sums, left to the compiler's vectoriser
-
-template <int MR, int NR>
-inline void dot_int8(const int16_t *x, const int8_t *w, int k, int32_t (&out)[MR][NR]) {
-    for (int m = 0; m < MR; m++)
-        for (int n = 0; n < NR; n++) {
-            int32_t sum = 0;
-            for (int i = 0; i < k; i++)
-                sum += int32_t(x[size_t(m) * k + i]) * w[size_t(n) * k + i];
-            out[m][n] = sum;
-        }
-}
-
-template <int MR, int NR>
-inline void dot_int4(const int16_t *x, const uint8_t *w, const uint16_t *scales, int k,
-                     float (&out)[MR][NR]) {
-    const int groups = k / kGroup;
-    for (int m = 0; m < MR; m++)
-        for (int n = 0; n < NR; n++) {
-            f8 acc = all8(0.0f);
-            for (int g = 0; g < groups; g++) {
-                const uint8_t *p = w + (size_t(n) * groups + g) * 16;
-                const int16_t *xg = x + size_t(m) * k + g * kGroup;
-                i8x sum = {0, 0, 0, 0, 0, 0, 0, 0};
-                for (int j = 0; j < 8; j++)  // lane j: pairs 2j, 2j + 1 of each half, as madd
-                    for (int e = 2 * j; e < 2 * j + 2; e++)
-                        sum[j] += xg[e] * ((p[e] & 15) - 8) + xg[e + 16] * ((p[e] >> 4) - 8);
-                acc += __builtin_convertvector(sum, f8) *
-                       half_to_float(scales[size_t(n) * groups + g]);
-            }
-            out[m][n] = sum8(acc);
-        }
-}
-
-template <int MR, int NR>
-inline void dot_fp32(const float *x, const float *w, int k, float (&out)[MR][NR]) {
-    f8 acc[MR][NR];
-    for (int m = 0; m < MR; m++)
-        for (int n = 0; n < NR; n++) acc[m][n] = all8(0.0f);
-    for (int i = 0; i < k; i += 8) {
-        f8 wv[NR];
-        for (int n = 0; n < NR; n++) wv[n] = load8(w + size_t(n) * k + i);
-        for (int m = 0; m < MR; m++) {
-            f8 xv = load8(x + size_t(m) * k + i);
-            for (int n = 0; n < NR; n++) acc[m][n] += xv * wv[n];
-        }
-    }
-    for (int m = 0; m < MR; m++)
-        for (int n = 0; n < NR; n++) out[m][n] = sum8(acc[m][n]);
-}
-
-#endif
-
-template <int MR, int NR, class Write>
-inline void block(const Matrix &w, const Operand &x, int m, int n, Write &&write) {
-    float out[MR][NR];
-    if (w.kind == kInt8) {
-        int32_t sums[MR][NR];
-        dot_int8<MR, NR>(x.i16 + size_t(m) * w.k,
-                         static_cast<const int8_t *>(w.weights) + size_t(n) * w.k, w.k, sums);
-        const float *scales = static_cast<const float *>(w.scales) + n;
-        for (int i = 0; i < MR; i++)
-            for (int j = 0; j < NR; j++)
-                out[i][j] = static_cast<float>(sums[i][j]) * (x.scale[m + i] * scales[j]);
-    } else if (w.kind == kInt4) {
-        const size_t groups = w.k / kGroup;
-        dot_int4<MR, NR>(x.i16 + size_t(m) * w.k,
-                         static_cast<const uint8_t *>(w.weights) + n * groups * 16,
-                         static_cast<const uint16_t *>(w.scales) + n * groups, w.k, out);
-        for (int i = 0; i < MR; i++)
-            for (int j = 0; j < NR; j++) out[i][j] *= x.scale[m + i];
-    } else {
-        dot_fp32<MR, NR>(x.f32 + size_t(m) * w.k,
-                         static_cast<const float *>(w.weights) + size_t(n) * w.k, w.k, out);
-    }
-    for (int i = 0; i < MR; i++)
-        for (int j = 0; j < NR; j++)
-            write(m + i, n + j, out[i][j] + (w.bias ? w.bias[n + j] : 0.0f));
-}
-
+// MR rows of one panel; calls write(m, panel, low half, high half).
 template <int MR, class Write>
-inline void rows(const Matrix &w, const Operand &x, int m, int begin, int end, Write &&write) {
-    // A single row of x waits for memory, and one stream of it is the fastest to read.
-    const bool is_paired = MR > 1 || w.kind == kInt4;
-    int n = begin;
-    if (is_paired)
-        for (; n + 2 <= end; n += 2) block<MR, 2>(w, x, m, n, write);
-    for (; n < end; n++) block<MR, 1>(w, x, m, n, write);
+inline void block(const Matrix &w, const Operand &x, int panel, int m, Write &&write) {
+    Sums<MR, 2> both;
+    if constexpr (kHalves == 2) {
+        both = sums<MR, 2>(w, x, panel, 0, m);
+    } else {
+        const Sums<MR, 1> a = sums<MR, 1>(w, x, panel, 0, m);
+        const Sums<MR, 1> b = sums<MR, 1>(w, x, panel, kLanes, m);
+        for (int r = 0; r < MR; r++) both.at[r][0] = a.at[r][0], both.at[r][1] = b.at[r][0];
+    }
+    if (w.bias) {
+        const float *bias = w.bias + size_t(panel) * kPanel;
+        for (auto &row : both.at)
+            for (int h = 0; h < 2; h++) row[h] = add(row[h], load(bias + h * kLanes));
+    }
+    for (int r = 0; r < MR; r++) write(m + r, panel, both.at[r][0], both.at[r][1]);
 }
 
-// Outputs begin..end-1 of `count` rows; calls write(m, n, value). Weights are taken in strips that
-// stay in the first-level cache while every row of x passes.
+// Panels begin..end-1 of rows from..to-1.
 template <class Write>
-inline void linear(const Matrix &w, const Operand &x, int count, int begin, int end,
+inline void linear(const Matrix &w, const Operand &x, int from, int to, int begin, int end,
                    Write &&write) {
-    const int bytes = w.kind == kFp32 ? 4 * w.k : w.kind == kInt8 ? w.k : w.k * 9 / 16;
-    const int strip = count <= 4 ? end - begin : (kStripBytes / bytes > 2 ? kStripBytes / bytes & ~1 : 2);
-    for (int from = begin; from < end; from += strip) {
-        const int to = from + strip < end ? from + strip : end;
-        int m = 0;
-        for (; m + 4 <= count; m += 4) rows<4>(w, x, m, from, to, write);
-        if (count - m == 3) rows<3>(w, x, m, from, to, write);
-        if (count - m == 2) rows<2>(w, x, m, from, to, write);
-        if (count - m == 1) rows<1>(w, x, m, from, to, write);
-    }
+    const int most = w.kind == kFp32 ? kRowsFp32 : kRowsInt;
+    for (int panel = begin; panel < end; panel++)
+        for (int m = from, rows; m < to; m += rows) {
+            rows = to - m < most ? to - m : most;
+            switch (rows) {
+                case 6: block<6>(w, x, panel, m, write); break;
+                case 5: block<5>(w, x, panel, m, write); break;
+                case 4: block<4>(w, x, panel, m, write); break;
+                case 3: block<3>(w, x, panel, m, write); break;
+                case 2: block<2>(w, x, panel, m, write); break;
+                default: block<1>(w, x, panel, m, write);
+            }
+        }
 }
 
 }  // namespace elchat

@@ -6,15 +6,17 @@
 #include <algorithm>
 #include <memory>
 
+#include "attention.h"
 #include "linear.h"
 #include "pool.h"
 
 namespace elchat {
 
 struct Layer {
-    Matrix qkv, out, gate_up, down;
+    Matrix qkv, out, gate_up, down;  // gate_up: each panel has 16 of gate, then the same 16 of up
     const float *attention_norm, *mlp_norm;  // [c]
-    float *keys, *values;                    // [slots, kv_heads, max_tokens, head_dim]
+    float *keys;    // [slots, kv_heads, max_tokens / 16, head_dim, 16]
+    float *values;  // [slots, kv_heads, max_tokens, head_dim]
 };
 
 struct Shape {
@@ -56,84 +58,122 @@ class Model {
     Model(const Shape &shape, const Layer *layers, const float *cosines, const float *sines,
           Pool *pool)
         : s_(shape), layers_(layers, layers + shape.layers), cos_(cosines), sin_(sines),
-          pool_(pool) {
+          pool_(pool), qkv_width_(layers[0].qkv.n) {
         const size_t m = s_.max_rows, wide = std::max({s_.c, s_.f, s_.heads * s_.head_dim});
-        normed_.reset(new float[m * wide]);
-        qkv_.reset(new float[m * (s_.heads + 2 * s_.kv_heads) * s_.head_dim]);
-        hidden_.reset(new float[m * 2 * s_.f]);
+        narrow_.reset(new float[m * wide]);
+        hidden_.reset(new float[m * s_.f]);
+        qkv_.reset(new float[m * panels(qkv_width_) * kPanel]);
         saved_.reset(new float[m * s_.c]);
-        integers_.reset(new int16_t[m * wide]);
-        scales_.reset(new float[m]);
-        scores_.reset(new float[size_t(pool->threads()) * kScoreRows * padded(s_.max_tokens)]);
+        bytes_.reset(new int8_t[m * wide]);
+        scales_.reset(new float[m * groups_of(wide)]);
+        starts_.reset(new int32_t[m * (wide / kWeightGroup)]);
+        scores_.reset(new float[size_t(pool->threads()) * kMaxQueries * padded(s_.max_tokens)]);
+        tiles_.reserve(m * s_.heads);
     }
 
     void run(float *x, const Rows &rows, int begin, int end, const Effect *effects) {
+        lay_tiles(rows);
         for (int i = begin; i < end; i++) layer(layers_[i], x, rows, effects ? effects + i : nullptr);
     }
 
     // logits[count, head.n] of the rows of x; `normed` [count, c] receives their final states.
     void finish(const Matrix &head, const float *norm, const float *x, int count, float *normed,
                 float *logits) {
-        pool_->each(count, [&](int m, int) {
-            norm_row(x + size_t(m) * s_.c, norm, s_.c, s_.eps, nullptr, normed + size_t(m) * s_.c);
-        });
-        multiply(head, normed, count, 0, head.n, [&](int m, int n, float y) {
-            logits[size_t(m) * head.n + n] = y;
+        normalise(x, norm, count, nullptr, 0, head, normed);
+        multiply(head, normed, count, 0, [&](int m, int panel, F low_half, F high_half) {
+            const int at = panel * kPanel, left = head.n - at;
+            float *to = logits + size_t(m) * head.n + at;
+            if (left >= kPanel) return store_panel(to, low_half, high_half);
+            float last[kPanel];
+            store_panel(last, low_half, high_half);
+            std::memcpy(to, last, sizeof(float) * left);
         });
     }
 
   private:
-    static constexpr int kScoreRows = 8;
-    static int padded(int n) { return (n + 7) & ~7; }
+    // Queries that share the walk over one slot's keys: some rows, some heads of one group.
+    struct Tile {
+        int row, rows, head, heads;
+    };
+
+    static int panels(int n) { return (n + kPanel - 1) / kPanel; }
+
+    static void store_panel(float *to, F low_half, F high_half) {
+        store(to, low_half);
+        store(to + kLanes, high_half);
+    }
 
     void layer(const Layer &w, float *x, const Rows &rows, const Effect *effect) {
-        const int c = s_.c, q = s_.heads * s_.head_dim, kv = s_.kv_heads * s_.head_dim;
-        const int count = rows.count;
+        const int c = s_.c, f = s_.f, q = s_.heads * s_.head_dim, count = rows.count;
+        const bool is_skipped = effect && effect->is_skipped;
+        const auto add_to_x = [&](int m, int panel, F low_half, F high_half) {
+            float *to = x + size_t(m) * c + panel * kPanel;
+            store_panel(to, add(load(to), low_half), add(load(to + kLanes), high_half));
+        };
         if (effect && effect->noise) add_noise(x, count, *effect);
         if (effect && effect->keep) std::copy(x, x + size_t(count) * c, saved_.get());
         normalise(x, w.attention_norm, count, effect ? effect->attention_gain : nullptr,
-                  effect ? effect->attention_stride : 0);
-        const bool is_skipped = effect && effect->is_skipped;
-        const int width = q + 2 * kv;
-        multiply(w.qkv, normed_.get(), count, is_skipped ? q : 0, width,
-                 [&](int m, int n, float y) { qkv_[size_t(m) * width + n] = y; });
+                  effect ? effect->attention_stride : 0, w.qkv, narrow_.get());
+        const int stride = panels(qkv_width_) * kPanel;
+        multiply(w.qkv, narrow_.get(), count, is_skipped ? q / kPanel : 0,
+                 [&](int m, int panel, F low_half, F high_half) {
+                     store_panel(qkv_.get() + size_t(m) * stride + panel * kPanel, low_half, high_half);
+                 });
         place(w, rows, is_skipped);
         if (is_skipped) return;
-        attend(w, rows);
-        multiply(w.out, normed_.get(), count, 0, c,
-                 [&](int m, int n, float y) { x[size_t(m) * c + n] += y; });
+        attend_all(w, rows);
+        quantize(w.out, narrow_.get(), count);
+        multiply(w.out, narrow_.get(), count, 0, add_to_x);
         normalise(x, w.mlp_norm, count, effect ? effect->mlp_gain : nullptr,
-                  effect ? effect->mlp_stride : 0);
-        multiply(w.gate_up, normed_.get(), count, 0, 2 * s_.f,
-                 [&](int m, int n, float y) { hidden_[size_t(m) * 2 * s_.f + n] = y; });
-        gate(count);
-        multiply(w.down, normed_.get(), count, 0, c,
-                 [&](int m, int n, float y) { x[size_t(m) * c + n] += y; });
+                  effect ? effect->mlp_stride : 0, w.gate_up, narrow_.get());
+        multiply(w.gate_up, narrow_.get(), count, 0, [&](int m, int panel, F gate, F up) {
+            store(hidden_.get() + size_t(m) * f + panel * kLanes, gated(gate, up));
+        });
+        quantize(w.down, hidden_.get(), count);
+        multiply(w.down, hidden_.get(), count, 0, add_to_x);
         if (effect) settle(x, count, *effect);
     }
 
-    template <class Write>
-    void multiply(const Matrix &w, const float *x, int count, int begin, int end, Write &&write) {
-        if (w.kind != kFp32) {
-            const int limit = activation_limit(w);
-            pool_->each(count, [&](int m, int) {
-                scales_[m] = quantize_row(x + size_t(m) * w.k, w.k, limit,
-                                          integers_.get() + size_t(m) * w.k);
-            });
-        }
-        const Operand operand{x, integers_.get(), scales_.get()};
-        const int step = piece_of(end - begin, count);
-        pool_->each((end - begin + step - 1) / step, [&](int piece, int) {
-            const int from = begin + piece * step;
-            linear(w, operand, count, from, std::min(from + step, end), write);
+    static F gated(F gate, F up) {
+        const auto half = [](f8 g, f8 u) { return g / (1.0f + exp8(-g)) * u; };
+        return join(half(low(gate), low(up)), half(high(gate), high(up)));
+    }
+
+    // Rows of x normalised into `out`, ready for the matrix that comes next.
+    void normalise(const float *x, const float *weight, int count, const float *gain,
+                   int64_t stride, const Matrix &next, float *out) {
+        pool_->each(count, [&](int m, int) {
+            float *row = out + size_t(m) * s_.c;
+            norm_row(x + size_t(m) * s_.c, weight, s_.c, s_.eps, gain ? gain + m * stride : nullptr,
+                     row);
+            if (next.kind != kFp32) quantize_row(next, row, operand(out), m);
         });
     }
 
-    // Output rows of one piece of work: a multiple of 12 (whole register blocks), small enough
-    // that threads end together, large enough to be worth taking.
-    int piece_of(int n, int count) const {
-        const int target = n / (pool_->threads() * (count > 4 ? 12 : 6));
-        return std::clamp(target / 12 * 12, 24, 768);
+    void quantize(const Matrix &next, const float *x, int count) {
+        if (next.kind == kFp32) return;
+        pool_->each(count, [&](int m, int) {
+            quantize_row(next, x + size_t(m) * next.k, operand(x), m);
+        });
+    }
+
+    Operand operand(const float *x) const {
+        return {x, bytes_.get(), scales_.get(), starts_.get()};
+    }
+
+    // Panels from `begin` on; calls write(m, panel, low half, high half). Many rows are taken in
+    // chunks, which stay in the second-level cache.
+    template <class Write>
+    void multiply(const Matrix &w, const float *x, int count, int begin, Write &&write) {
+        const Operand from = operand(x);
+        const int total = panels(w.n) - begin;
+        const int step = std::clamp(total / (pool_->threads() * kPiecesPerThread), 1, kMaxPanels);
+        const int ranges = (total + step - 1) / step, chunks = (count + kChunkRows - 1) / kChunkRows;
+        pool_->each(ranges * chunks, [&](int piece, int) {
+            const int first = begin + piece % ranges * step, row = piece / ranges * kChunkRows;
+            linear(w, from, row, std::min(row + kChunkRows, count), first,
+                   std::min(first + step, begin + total), write);
+        });
     }
 
     void add_noise(float *x, int count, const Effect &effect) {
@@ -145,19 +185,11 @@ class Model {
         }
     }
 
-    void normalise(const float *x, const float *weight, int count, const float *gain,
-                   int64_t stride) {
-        pool_->each(count, [&](int m, int) {
-            norm_row(x + size_t(m) * s_.c, weight, s_.c, s_.eps, gain ? gain + m * stride : nullptr,
-                     normed_.get() + size_t(m) * s_.c);
-        });
-    }
-
     // Rotate queries and keys in place and write keys and values to the cache.
     void place(const Layer &w, const Rows &rows, bool is_skipped) {
-        const int d = s_.head_dim, half = d / 2, width = (s_.heads + 2 * s_.kv_heads) * d;
+        const int d = s_.head_dim, half = d / 2, stride = panels(qkv_width_) * kPanel;
         pool_->each(rows.count, [&](int m, int) {
-            float *row = qkv_.get() + size_t(m) * width;
+            float *row = qkv_.get() + size_t(m) * stride;
             const float *cosine = cos_ + size_t(rows.position[m]) * half;
             const float *sine = sin_ + size_t(rows.position[m]) * half;
             for (int h = is_skipped ? s_.heads : 0; h < s_.heads + s_.kv_heads; h++) {
@@ -170,80 +202,47 @@ class Model {
             }
             const float *k = row + s_.heads * d, *v = k + s_.kv_heads * d;
             for (int h = 0; h < s_.kv_heads; h++) {
-                const size_t at = cell(rows.slot[m], h, rows.position[m]);
-                std::memcpy(w.keys + at, k + h * d, sizeof(float) * d);
-                std::memcpy(w.values + at, v + h * d, sizeof(float) * d);
+                const size_t at = start_of(rows.slot[m], h);
+                write_key(w.keys + at, k + h * d, rows.position[m], d);
+                std::memcpy(w.values + at + size_t(rows.position[m]) * d, v + h * d,
+                            sizeof(float) * d);
             }
         });
     }
 
-    size_t cell(int slot, int head, int position) const {
-        return ((size_t(slot) * s_.kv_heads + head) * s_.max_tokens + position) * s_.head_dim;
+    size_t start_of(int slot, int kv_head) const {
+        return (size_t(slot) * s_.kv_heads + kv_head) * s_.max_tokens * s_.head_dim;
     }
 
-    void attend(const Layer &w, const Rows &rows) {
-        const int d = s_.head_dim, width = (s_.heads + 2 * s_.kv_heads) * d;
-        pool_->each(rows.count * s_.heads, [&](int piece, int thread) {
-            const int m = piece / s_.heads, h = piece % s_.heads;
-            const int kv = h / (s_.heads / s_.kv_heads);
-            const size_t at = cell(rows.slot[m], kv, 0);
-            float *scores = scores_.get() + size_t(thread) * kScoreRows * padded(s_.max_tokens);
-            attend_one(qkv_.get() + size_t(m) * width + h * d, w.keys + at, w.values + at,
-                       rows.position[m] + 1, scores,
-                       normed_.get() + (size_t(m) * s_.heads + h) * d);
-        });
-    }
-
-    // Softmax over `n` cached tokens in two passes, in the order of their positions.
-    void attend_one(const float *q, const float *keys, const float *values, int n, float *scores,
-                    float *out) const {
-        const int d = s_.head_dim;
-        const float scale = 1.0f / std::sqrt(static_cast<float>(d));
-        const int end = padded(n);
-        f8 tops = all8(-INFINITY);
-        for (int s = 0; s < end; s += 8) {  // past n lies unused room of the slot
-            f8 sums[8];
-            for (int j = 0; j < 8; j++) sums[j] = load8(q) * load8(keys + size_t(s + j) * d);
-            for (int i = 8; i < d; i += 8) {
-                const f8 part = load8(q + i);
-                for (int j = 0; j < 8; j++) sums[j] += part * load8(keys + size_t(s + j) * d + i);
-            }
-            f8 eight = sums8(sums) * scale;
-            for (int j = n - s; j < 8; j++) eight[j] = -INFINITY;
-            store8(scores + s, eight);
-            tops = larger(tops, eight);
+    // A few rows leave threads idle unless their heads are shared out one by one.
+    void lay_tiles(const Rows &rows) {
+        const int group = s_.heads / s_.kv_heads;
+        const bool is_scarce = rows.count * s_.kv_heads < 4 * pool_->threads();
+        const int heads = is_scarce ? 1 : std::min(group, kMaxQueries);
+        const int most = is_scarce ? 1 : std::max(1, kMaxQueries / heads);
+        tiles_.clear();
+        for (int row = 0, n; row < rows.count; row += n) {
+            for (n = 1; n < most && row + n < rows.count && rows.slot[row + n] == rows.slot[row];) n++;
+            for (int kv = 0; kv < s_.kv_heads; kv++)
+                for (int h = 0; h < group; h += heads)
+                    tiles_.push_back({row, n, kv * group + h, std::min(heads, group - h)});
         }
-        const float top = max8(tops);
-        f8 total = all8(0.0f);
-        for (int s = 0; s < end; s += 8) {
-            f8 e = exp8(load8(scores + s) - top);
-            store8(scores + s, e);
-            total += e;
-        }
-        const float inverse = 1.0f / sum8(total);
-        for (int i = 0; i < d; i += 32) weigh(scores, values + i, n, inverse, std::min(32, d - i), out + i);
     }
 
-    void weigh(const float *scores, const float *values, int n, float inverse, int width,
-               float *out) const {
-        f8 sums[4] = {all8(0.0f), all8(0.0f), all8(0.0f), all8(0.0f)};
-        for (int s = 0; s < n; s++) {
-            const f8 p = all8(scores[s]);
-            const float *v = values + size_t(s) * s_.head_dim;
-            for (int j = 0; j * 8 < width; j++) sums[j] += p * load8(v + j * 8);
-        }
-        for (int j = 0; j * 8 < width; j++) store8(out + j * 8, sums[j] * inverse);
-    }
-
-    void gate(int count) {
-        const int f = s_.f;
-        pool_->each(count, [&](int m, int) {
-            const float *g = hidden_.get() + size_t(m) * 2 * f, *up = g + f;
-            float *out = normed_.get() + size_t(m) * f;
-            for (int i = 0; i < f; i += 8) {
-                f8 v = load8(g + i);
-                store8(out + i, v / (1.0f + exp8(-v)) * load8(up + i));
-            }
+    void attend_all(const Layer &w, const Rows &rows) {
+        const int d = s_.head_dim, group = s_.heads / s_.kv_heads, stride = padded(s_.max_tokens);
+        pool_->each(static_cast<int>(tiles_.size()), [&](int piece, int thread) {
+            const Tile &tile = tiles_[piece];
+            Query queries[kMaxQueries];
+            int n = 0;
+            for (int m = tile.row; m < tile.row + tile.rows; m++)
+                for (int h = tile.head; h < tile.head + tile.heads; h++)
+                    queries[n++] = {qkv_.get() + size_t(m) * panels(qkv_width_) * kPanel + h * d,
+                                    narrow_.get() + (size_t(m) * s_.heads + h) * d,
+                                    rows.position[m] + 1};
+            const size_t at = start_of(rows.slot[tile.row], tile.head / group);
+            attend(queries, n, w.keys + at, w.values + at, d,
+                   scores_.get() + size_t(thread) * kMaxQueries * stride, stride);
         });
     }
 
@@ -260,19 +259,25 @@ class Model {
         }
     }
 
+    static constexpr int kChunkRows = 96, kPiecesPerThread = 8, kMaxPanels = 16;
+
     Shape s_;
     std::vector<Layer> layers_;
     const float *cos_, *sin_;  // [max_tokens, head_dim / 2]
     Pool *pool_;
-    std::unique_ptr<float[]> normed_, qkv_, hidden_, saved_, scales_, scores_;
-    std::unique_ptr<int16_t[]> integers_;
+    int qkv_width_;
+    // What flows between the stages: [rows, ...].
+    std::unique_ptr<float[]> narrow_, qkv_, hidden_, saved_, scales_, scores_;
+    std::unique_ptr<int8_t[]> bytes_;
+    std::unique_ptr<int32_t[]> starts_;
+    std::vector<Tile> tiles_;
 };
 
 }  // namespace elchat
 
 extern "C" {
 
-int32_t elchat_native_version() { return 1; }
+int32_t elchat_native_version() { return 2; }
 
 void *elchat_pool_new(int32_t threads) { return new elchat::Pool(threads); }
 void elchat_pool_free(void *pool) { delete static_cast<elchat::Pool *>(pool); }

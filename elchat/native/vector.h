@@ -19,19 +19,12 @@ inline f8 load8(const float *p) { return *reinterpret_cast<const f8 *>(p); }
 inline void store8(float *p, f8 v) { *reinterpret_cast<f8 *>(p) = v; }
 inline f8 all8(float x) { return f8{x, x, x, x, x, x, x, x}; }
 
-// ((v0 + v1) + (v2 + v3)) + ((v4 + v5) + (v6 + v7)) of each of eight vectors: the same order alone.
-inline f8 sums8(const f8 (&v)[8]) {
+// sum + a * b, rounded once where the processor can: said aloud, lest it depend on the inlining.
+inline f8 fma8(f8 sum, f8 a, f8 b) {
 #ifdef ELCHAT_AVX2
-    const auto pair = [&](int i) { return _mm256_hadd_ps((__m256)v[i], (__m256)v[i + 1]); };
-    const __m256 low = _mm256_hadd_ps(pair(0), pair(2)), high = _mm256_hadd_ps(pair(4), pair(6));
-    return (f8)_mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
-                             _mm256_permute2f128_ps(low, high, 0x31));
+    return (f8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
 #else
-    f8 out;
-    for (int i = 0; i < 8; i++)
-        out[i] = ((v[i][0] + v[i][1]) + (v[i][2] + v[i][3])) +
-                 ((v[i][4] + v[i][5]) + (v[i][6] + v[i][7]));
-    return out;
+    return sum + a * b;
 #endif
 }
 
@@ -46,16 +39,14 @@ inline float sum8(f8 v) {
 #endif
 }
 
-// Saturating, as the processors' own narrowing.
-inline void store_int16(int16_t *p, i8x v) {
+// Eight integers that fit in a byte.
+inline void store_bytes(int8_t *p, i8x v) {
 #ifdef ELCHAT_AVX2
-    const __m256i narrow = _mm256_packs_epi32((__m256i)v, (__m256i)v);
-    const __m128i both = _mm_unpacklo_epi64(_mm256_castsi256_si128(narrow),
-                                            _mm256_extracti128_si256(narrow, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), both);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)v),
+                                          _mm256_extracti128_si256((__m256i)v, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(p), _mm_packs_epi16(words, words));
 #else
-    for (int j = 0; j < 8; j++)
-        p[j] = static_cast<int16_t>(v[j] > 32767 ? 32767 : v[j] < -32768 ? -32768 : v[j]);
+    for (int j = 0; j < 8; j++) p[j] = static_cast<int8_t>(v[j]);
 #endif
 }
 

@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, int], ...] = (
     )),
     *((f"elchat.{name}", 2) for name in (
         "weights", "vocabulary", "gguf_reader", "hub", "model_store", "checkpoint", "sampling",
-        "quantize", "packed_linear", "runner", "batch_hook", "slots",
+        "quantize", "packed_linear", "panels", "runner", "batch_hook", "slots",
     )),
     ("elchat.engine", 3),
     *((f"elchat.{name}", 4) for name in (

@@ -1,0 +1,98 @@
+"""The compiled kernels under each set of instructions, and the layout they read."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import pytest
+import torch
+
+from elchat import native
+from elchat.native import library
+from elchat.panels import interleaved, panels
+from elchat.quantize import pack
+from elchat.runner import Rows
+from tests import toys
+from tests.unit.test_engine import make_engine, prompt
+
+PROCESSORS = ("x86-64-v3", "x86-64")  # AVX2, and plain loops
+
+
+def logits_of(weights: Any, family: str) -> torch.Tensor:
+    """A prompt in two chunks, then one token beside it."""
+    runner = make_engine(family, "compiled", weights).runner(2, 64)
+    every = range(runner.config.n_layers)
+    ids = prompt(0, 23)
+    with torch.inference_mode():
+        for start, end in ((0, 9), (9, 23)):
+            runner.run_layers(runner.embed([ids[start:end]]), Rows((0,), (start,)), every)
+        x = runner.run_layers(runner.embed([[3], [5]]), Rows((0, 1), (23, 0)), every)
+        return runner.finish(x[:, -1])[1]
+
+
+@pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instrucciones de x86-64")
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_every_instruction_set_computes_the_same(processor, monkeypatch):
+    cases = [(w, f) for w in ("fp32", "int8", "int4") for f in ("qwen", "llama")]
+    here = [logits_of(*case) for case in cases]
+    compiler = library.find_compiler()
+    assert compiler is not None
+    other = library.Library(library.built(compiler, processor))
+    monkeypatch.setattr(native, "load", lambda: other)
+    for case, expected in zip(cases, here, strict=True):
+        # Rounding to 8 bits may turn a last bit of difference into a whole step.
+        bound = 1e-4 if case[0] == "fp32" else 2e-2
+        apart = (logits_of(*case) - expected).abs().max() / expected.abs().max()
+        assert apart < bound, case
+
+
+@pytest.mark.parametrize("kind", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("n", [64, 71])
+def test_panels_hold_the_matrix(kind, n):
+    weight = torch.randn(n, 96, generator=torch.Generator().manual_seed(0))
+    packed = pack(weight, kind)
+    found = panels(packed, torch.arange(n).float())
+    assert found.bias is not None
+    assert found.bias.view(-1)[:n].tolist() == list(range(n))
+    assert found.bias.view(-1)[n:].tolist() == [0.0] * (-n % 32)
+    if kind != "int4":
+        every = torch.arange(n).view(1, n)
+        assert torch.equal(found.rows(every)[0], packed.dequantize())
+        return
+    low, high = found.data & 15, found.data >> 4  # [P, K / 8, 32, 4]
+    grid = torch.stack((low, high), dim=3).permute(0, 2, 1, 3, 4).reshape(-1, 96)
+    assert torch.equal(grid[:n].to(torch.int8) - 8, packed.integers())
+    assert found.scales is not None
+    assert packed.scales is not None
+    assert torch.equal(found.scales.transpose(1, 2).reshape(-1, 3)[:n], packed.scales)
+
+
+def test_interleaved_rows_alternate_by_sixteen():
+    gate, up = torch.zeros(48, 2), torch.ones(48, 2)
+    mixed = interleaved(gate, up)[:, 0].view(3, 2, 16)
+    assert mixed[:, 0].sum() == 0
+    assert mixed[:, 1].sum() == 48
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("family", toys.FAMILIES)
+def test_compiled_equals_the_model_of_the_same_weights(weights, family):
+    """Against plain torch over the very weights, rounded: only activations differ."""
+    if native.why_not() is not None:
+        pytest.skip(str(native.why_not()))
+    loaded = toys.loaded(family)
+    model = loaded.model
+    with torch.no_grad():
+        head = pack(model.head_weight_VC, "int8" if weights == "int4" else weights)
+        for module in model.model.layers.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.copy_(pack(module.weight, weights).dequantize())
+        model.model.embed_tokens.weight.copy_(head.dequantize())
+        ids = [*prompt(0, 23), 3]
+        expected = model(torch.tensor([ids]))[0, -1]
+    got = logits_of(weights, family)[0]
+    apart = (got - expected).std() / expected.std()
+    # Random weights of this size magnify what 8-bit activations lose; a fault gives 1 or more.
+    assert apart < (1e-5 if weights == "fp32" else 0.15)
