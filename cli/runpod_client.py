@@ -23,6 +23,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -46,6 +47,7 @@ USER_AGENT = f"elchat/{__version__}"  # the libraries' own is refused by the fir
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 READ_RETRIES = 3
 MAX_RETRY_AFTER_S = 60.0
+MIN_SKEW_S = 30.0  # below it, what an answer takes to arrive
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_.\-]{8,}")
 
 
@@ -115,6 +117,11 @@ class RunpodClient:
         key: account key.
         transport: how requests travel (a simulator in tests).
         sleep: how to wait between repetitions.
+        clock: this computer's.
+
+    Attributes:
+        skew_s: how far RunPod's clock is ahead of this computer's by its last answer; 0 if they
+            agree or it did not say.
     """
 
     def __init__(
@@ -124,6 +131,7 @@ class RunpodClient:
         base_url: str | None = None,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         if not KEY_PATTERN.fullmatch(key):
             raise AuthError(
@@ -133,6 +141,8 @@ class RunpodClient:
             )
         self._key = key
         self._sleep = sleep
+        self._clock = clock
+        self.skew_s = 0.0
         self._base_url = base_url or api_url()
         self._transport = transport
         self._http: httpx.Client | None = None
@@ -185,11 +195,7 @@ class RunpodClient:
 
     def delete_pod(self, pod_id: str) -> bool:
         """Delete a pod; False if there was none."""
-        try:
-            self._repeated(lambda: self._send("DELETE", f"/v2/pods/{_path(pod_id)}"))
-        except NotFound:
-            return False
-        return True
+        return self._delete(f"/v2/pods/{_path(pod_id)}")
 
     def pod_logs(
         self,
@@ -237,10 +243,23 @@ class RunpodClient:
         return [_parsed(CatalogGpu, item) for item in (answer or {}).get("gpus") or []]
 
     def volumes(self) -> list[Volume]:
-        """Network volumes of the account."""
-        answer = self._read("/v2/network-volumes")
-        items = answer if isinstance(answer, list) else (answer or {}).get("networkVolumes") or []
-        return [_parsed(Volume, item) for item in items]
+        """Network volumes of the account: they outlive every pod, and are billed always."""
+        answer = self._read("/v2/network-volumes") or {}
+        return [_parsed(Volume, item) for item in answer.get("networkVolumes") or []]
+
+    def create_volume(self, name: str, size_gb: int, data_center: str) -> Volume:
+        """Rent a network volume (10 to 4096 GB); its data centre and that of its pods are one."""
+        body = {"name": name, "size": size_gb, "dataCenter": data_center}
+        return _parsed(Volume, self._send("POST", "/v2/network-volumes", body=body))
+
+    def grow_volume(self, volume_id: str, size_gb: int) -> Volume:
+        """Make a network volume larger; RunPod never makes one smaller."""
+        path = f"/v2/network-volumes/{_path(volume_id)}"
+        return _parsed(Volume, self._send("PATCH", path, body={"size": size_gb}))
+
+    def delete_volume(self, volume_id: str) -> bool:
+        """Delete a network volume and all in it; False if there was none."""
+        return self._delete(f"/v2/network-volumes/{_path(volume_id)}")
 
     def pod_billing(self, pod_id: str, start: str | None = None) -> list[BillingRecord]:
         """What RunPod has charged for a pod so far; it posts late."""
@@ -262,6 +281,13 @@ class RunpodClient:
     def _read(self, path: str, query: dict[str, str] | None = None) -> Any:
         return self._repeated(lambda: self._send("GET", path, query=query))
 
+    def _delete(self, path: str) -> bool:
+        try:
+            self._repeated(lambda: self._send("DELETE", path))
+        except NotFound:
+            return False
+        return True
+
     def _repeated(self, send: Callable[[], Any]) -> Any:
         for attempt in range(READ_RETRIES):
             try:
@@ -282,6 +308,7 @@ class RunpodClient:
             answer = self._client().request(method, path, params=query, json=body)
         except httpx.HTTPError as error:
             raise Transient(_describe(error)) from None
+        self._note_time(answer)
         if answer.status_code >= 400:
             raise _error_for(answer)
         if not answer.content:
@@ -290,6 +317,12 @@ class RunpodClient:
             return answer.json()
         except ValueError:
             raise Transient("RunPod respondió algo que no es JSON.") from None
+
+    def _note_time(self, answer: httpx.Response) -> None:
+        with contextlib.suppress(KeyError, ValueError, TypeError):
+            there = parsedate_to_datetime(answer.headers["Date"]).timestamp()
+            skew_s = there - self._clock()
+            self.skew_s = skew_s if abs(skew_s) > MIN_SKEW_S else 0.0
 
     def _client(self) -> httpx.Client:
         if self._http is None:

@@ -35,6 +35,7 @@ from elchat.runs import Run, State, Status
 LOG_POLL_S = 1.0
 STOP_S = 1800.0
 LOCK_S = 900.0
+LONGEST_WAIT_S = 600.0  # a step waits less: a later moment is a clock set back
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,14 @@ class RunpodProvider:
         """
         if self._client is None:
             key = self._key or require_runpod_key()
-            self._client = RunpodClient(key, transport=self._transport, sleep=self._sleep)
+            self._client = RunpodClient(
+                key, transport=self._transport, sleep=self._sleep, clock=self._clock
+            )
         return self._client
+
+    def _now(self) -> float:
+        """RunPod's time, once it has answered: money is counted by its clock, not by this one."""
+        return self._clock() + (self._client.skew_s if self._client else 0.0)
 
     # --- before renting ----------------------------------------------------------------------
 
@@ -108,7 +115,7 @@ class RunpodProvider:
         assert config.compute.budget_usd is not None
         try:
             prices = quote.live_prices(self.client, config.compute.cloud)
-            found = strays.find(self.client, self._clock())
+            found = strays.find(self.client, self._now())
         except (AuthRefused, Forbidden):
             raise wrong_key() from None
         except RunpodError as error:
@@ -127,7 +134,7 @@ class RunpodProvider:
                     hint="Añade saldo en la consola de RunPod (Billing) y repite la orden.",
                 )
             remaining = min(remaining, launch.BALANCE_SHARE * balance)
-        offers = quote.offers(config, shape, prices, now=self._clock(), remaining_usd=remaining)
+        offers = quote.offers(config, shape, prices, now=self._now(), remaining_usd=remaining)
         _refuse_useless(config, offers, remaining)
         return Quote(offers, balance, found)
 
@@ -159,7 +166,7 @@ class RunpodProvider:
     def advance(self, run: Run) -> tuple[State, Status]:
         """One step if it is due, and the state after it; what a follower calls again and again."""
         known = record.load(run)
-        is_due = self._clock() >= self._due.get(run.path, 0.0)
+        is_due = self._is_due(run)
         if known is not None and known.phase not in record.ENDED and is_due:
             try:
                 with record.locked(run, wait_s=0.0):
@@ -168,6 +175,10 @@ class RunpodProvider:
                 self._due[run.path] = self._clock() + 2.0
             known = record.load(run)
         return self._state(run, known), run.status()
+
+    def _is_due(self, run: Run) -> bool:
+        due, now = self.due(run), self._clock()
+        return now >= due or now < due - LONGEST_WAIT_S
 
     def due(self, run: Run) -> float:
         """When `advance` has something to do again (epoch)."""
@@ -290,12 +301,12 @@ class RunpodProvider:
             ledger=Ledger(run.path),
             client=self.client,
             remote=self._remote_for(run),
-            clock=self._clock,
+            clock=self._now,
             say=self._say,
         )
 
     def _state(self, run: Run, known: Record | None) -> State:
-        return record.state_of(run, known, self._clock())
+        return record.state_of(run, known, self._now())
 
     def _config(self, run: Run) -> Config:
         if run.path not in self._configs:
@@ -307,7 +318,7 @@ class RunpodProvider:
             known.budget_usd = terms.budget_usd
         known.restarts_left = terms.max_restarts
         wait_s = terms.wait_capacity_s
-        known.wait_until = self._clock() + wait_s if wait_s else None
+        known.wait_until = self._now() + wait_s if wait_s else None
 
     def _clear_outcome(self, run: Run) -> None:
         if run.status_path.exists():

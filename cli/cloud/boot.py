@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import re
 from pathlib import Path
 
 from cli.cloud import bundle
 from cli.cloud.checkpoints import newest_verified
 from cli.cloud.context import ROOT, Job, is_ours
+from cli.cloud.launch import watch_money
 from cli.cloud.remote import HostKeyChanged, RemoteFailure, Unreachable
 from cli.output import duration
+from cli.runpod_client import RunpodError
 
 POLL_S = 5.0
 SKEW_S = 180.0
@@ -16,28 +21,32 @@ UPLOAD_S = 1800.0
 SETUP_S = 900.0
 SMOKE_S = 180.0
 REFUSED = ("401", "403")
+LOG_LINES, LOG_S = 20, 5.0
+COMPLAINT = re.compile(r"error|fail|denied|toomanyrequests|no space", re.IGNORECASE)
 
 
 def boot(job: Job) -> float:
     """Phase booting: one look at the machine; prepare it once its guard answers."""
-    machine, now = job.machine, job.now()
+    machine = job.machine
     if job.run.is_requested("stop"):
         job.dispose("stopped", "Detenida antes de empezar a entrenar.")
         return 0.0
-    limit = machine.job_by if machine.host_key else machine.boot_until
-    if now > limit:
-        what = "no terminó de prepararse" if machine.host_key else "no arrancó"
-        job.reject(f"{what} en {duration(limit - machine.created)}")
-        return 0.0
     assert machine.id is not None
     pod = job.client.get_pod(machine.id)
+    limit = machine.job_by if machine.host_key else machine.boot_until
+    if job.now() > limit:
+        what = "no terminó de prepararse" if machine.host_key else "no arrancó"
+        job.reject(f"{what} en {duration(limit - machine.created)}{last_words(job)}")
+        return 0.0
     if pod is None or pod.status in ("ERROR", "EXITED", "TERMINATED"):
         machine.gone_reads += 1
         job.save()
         if machine.gone_reads >= 2:
-            job.reject("desapareció al arrancar" if pod is None else f"quedó en {pod.status}")
+            what = "desapareció al arrancar" if pod is None else f"quedó en {pod.status}"
+            job.reject(what + last_words(job))
             return 0.0
         return POLL_S
+    watch_money(job, pod)
     if pod.endpoint is None:
         return POLL_S
     machine.gone_reads = 0
@@ -52,6 +61,19 @@ def boot(job: Job) -> float:
         job.remote.forget(job.where)
         job.save()
         return POLL_S
+
+
+def last_words(job: Job) -> str:
+    """What RunPod's own log of the machine complains of, if it does; best effort."""
+    assert job.machine.id is not None
+    lines: list[str] = []
+    with contextlib.suppress(RunpodError):
+        stream = job.client.pod_logs(
+            job.machine.id, source="system", tail=LOG_LINES, read_timeout_s=LOG_S
+        )
+        lines += (entry.line for entry in itertools.islice(stream, LOG_LINES))
+    bad = [line for line in lines if COMPLAINT.search(line)]
+    return f"; su registro dice «{bad[-1].strip()[:160]}»" if bad else ""
 
 
 def _meet(job: Job) -> float:
@@ -89,6 +111,7 @@ def prepare(job: Job) -> float:
     """
     where, remote = job.where, job.remote
     try:
+        job.tell_guard()
         for upload in bundle.uploads(job):
             if job.run.is_requested("stop"):
                 return 0.0

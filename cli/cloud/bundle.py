@@ -21,6 +21,7 @@ from elchat.files import write_json, write_text
 
 IMAGE = "runpod/pytorch:1.0.3-cu1300-torch291-ubuntu2404"
 GUARD_FILE = "/elchat-guard.py"
+MEET_MARGIN_S = 120.0  # a machine met at the last moment is not deleted under our hands
 PACKAGES = ("elchat", "scripts", "tasks", "cli", "datos")
 SECRET_NAMES = ("KEY", "SECRET", "PASSWORD")
 
@@ -63,6 +64,7 @@ def pod_env(job: Job) -> dict[str, str]:
         "ELCHAT_CREATED": f"{machine.created:.0f}",
         "ELCHAT_DEADLINE": f"{machine.deadline:.0f}",
         "ELCHAT_SAVE_AT": f"{machine.save_at:.0f}",
+        "ELCHAT_MEET_BY": f"{min(machine.boot_until + MEET_MARGIN_S, machine.job_by):.0f}",
         "ELCHAT_JOB_BY": f"{machine.job_by:.0f}",
         "ELCHAT_GRACE_S": f"{60 * config.compute.grace_minutes:.0f}",
         "ELCHAT_USD": f"{usd:.4f}",
@@ -109,10 +111,9 @@ def code_folders() -> list[Path]:
 def rental(job: Job) -> dict[str, float]:
     """What the trainer needs to spend the money well (elchat.rental)."""
     machine = job.machine
-    before = sum(rent.usd(job.now()) for rent in job.ledger.rents() if rent.pod != machine.name)
     return {
         "usd_limit": job.record.budget_usd,
-        "usd_before": before,
+        "usd_before": job.spent_before(),
         "usd_per_h": machine.usd_per_h,
         "since": machine.created,
         "train_until": machine.train_until,

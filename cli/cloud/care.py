@@ -8,7 +8,7 @@ from typing import Any
 
 from cli.cloud import checkpoints
 from cli.cloud.context import ROOT, Job, recognise
-from cli.cloud.launch import sweep
+from cli.cloud.launch import sweep, watch_money
 from cli.cloud.remote import HostKeyChanged, RemoteFailure, Unreachable
 from cli.runpod_client import RunpodError
 from cli.runpod_models import Pod
@@ -16,7 +16,7 @@ from elchat.files import write_json
 from elchat.runs import Status
 
 TICK_S = 10.0
-SWEEP_S = 600.0
+SWEEP_S = 120.0
 MIRROR_S = 30.0
 TRAINED_STAGES = ("data", "cpt", "sft", None)
 MIRRORED = ("status.json", "metrics.jsonl", "log.txt", "report.md", "report.html", "stages/***")
@@ -28,20 +28,20 @@ def tend(job: Job) -> float:
     Raises:
         DiskError: this computer's disk is full; the machine goes on, and its guard with it.
     """
-    machine, now = job.machine, job.now()
+    machine = job.machine
     assert machine.id is not None
     pod = job.client.get_pod(machine.id)
     if pod is None or pod.status == "TERMINATED":
         return _missing(job)
     machine.gone_reads = 0
+    watch_money(job, pod)
+    now = job.now()
     if now >= machine.deadline:
         job.dispose("budget", "Se acabó el dinero previsto para esta máquina.")
         return 0.0
     if pod.status in ("EXITED", "ERROR"):
-        return _ended_container(job, pod)
-    if pod.endpoint is not None and (pod.endpoint.host, pod.endpoint.port) != job.address:
-        machine.host, machine.port = pod.endpoint.host, pod.endpoint.port
-        job.save()
+        return ended_container(job, pod)
+    move(job, pod)
     if now - job.record.last_sweep > SWEEP_S:
         job.record.last_sweep = now
         job.save()
@@ -90,6 +90,14 @@ def write_status(job: Job, remote: dict[str, Any]) -> Status:
     return status
 
 
+def move(job: Job, pod: Pod) -> None:
+    """Its address changes with every start of its container."""
+    machine = job.machine
+    if pod.endpoint is not None and (pod.endpoint.host, pod.endpoint.port) != job.address:
+        machine.host, machine.port = pod.endpoint.host, pod.endpoint.port
+        job.save()
+
+
 def _missing(job: Job) -> float:
     """Two looks without it, a moment apart, before believing it."""
     machine = job.machine
@@ -101,7 +109,7 @@ def _missing(job: Job) -> float:
     return 0.0
 
 
-def _ended_container(job: Job, pod: Pod) -> float:
+def ended_container(job: Job, pod: Pod) -> float:
     """EXITED or ERROR: one try to start it again, for what only its disk has; then delete it."""
     machine = job.machine
     assert machine.id is not None
@@ -131,6 +139,8 @@ def _visit(job: Job) -> float:
     if outcome == "done":
         job.go("fetching")
         return 0.0
+    if not machine.is_told:
+        job.tell_guard()
     guard = job.guard_state()
     if outcome is None and guard.get("ended_at"):
         outcome = "failed"

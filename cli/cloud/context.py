@@ -90,6 +90,11 @@ class Job:
         """Dollars so far, on the expensive side."""
         return self.ledger.spent(self.now())
 
+    def spent_before(self) -> float:
+        """Dollars of the run's other machines."""
+        rents = self.ledger.rents()
+        return sum(rent.usd(self.now()) for rent in rents if rent.pod != self.machine.name)
+
     def cost_text(self) -> str:
         """What it has cost so far, as a sentence."""
         return f"Lleva gastados {dollars(self.spent())} de {dollars(self.record.budget_usd)}."
@@ -107,6 +112,18 @@ class Job:
             f"Arreglado el problema, sigue con: elchat attach {self.run.id}   o bórrala sin "
             f"traer nada más: elchat stop {self.run.id} --now"
         )
+
+    def tell_guard(self) -> None:
+        """Let it know that somebody came, and until when it lives at most.
+
+        Raises:
+            Unreachable, RemoteFailure: it does not know yet.
+        """
+        orders = json.dumps({"met": True, "deadline": self.machine.deadline})
+        self.remote.write(self.where, f"{ROOT}/guard/orders.json", orders)
+        if not self.machine.is_told:
+            self.machine.is_told = True
+            self.save()
 
     def guard_state(self) -> dict[str, Any]:
         """What the guard last wrote, {} before its first word."""

@@ -6,25 +6,21 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from cli.cloud.care import lost, write_status
+from cli.cloud.care import ended_container, lost, move, write_status
 from cli.cloud.context import ROOT, Job, recognise
+from cli.cloud.launch import watch_money
 from cli.cloud.remote import HostKeyChanged, RemoteFailure, Unreachable
-from cli.runpod_client import RunpodError
+from cli.runpod_client import AuthRefused, Forbidden, RunpodError
 from elchat.errors import TransferError
 from elchat.files import read_json, sha256_file
 
 FETCH_S = 25.0
 RETRY_S = 10.0
 MAX_BAD = 5
-RESULT = (
-    "model",
-    "report.md",
-    "report.html",
-    "log.txt",
-    "metrics.jsonl",
-    "manifest.json",
-    "report.json",
-)
+FOLDERS = ("model", "evaluation")
+FILES = (
+    "report.md", "report.html", "log.txt", "metrics.jsonl", "report.json", "manifest.json",
+)  # fmt: skip  # the manifest last: with it, all is here
 
 
 def fetch(job: Job) -> float:
@@ -33,29 +29,30 @@ def fetch(job: Job) -> float:
     Raises:
         TransferError: it keeps arriving damaged; the machine is still there.
     """
-    machine = job.machine
+    machine, incoming = job.machine, job.run.path / "cloud" / "result"
     assert machine.id is not None
-    if job.now() >= machine.deadline:
-        job.dispose("budget", "Se acabó el dinero antes de poder traer el resultado.")
-        return 0.0
-    pod = job.client.get_pod(machine.id)
-    if pod is None or pod.status in ("TERMINATED", "EXITED", "ERROR"):
-        machine.gone_reads += 1
-        job.save()
-        if machine.gone_reads < 2:
-            return 2.0
-        if pod is None or pod.status == "TERMINATED":
-            lost(job, "La máquina desapareció antes de traer el resultado.")
-        else:
-            job.dispose("lost", f"La máquina quedó en {pod.status} antes de traer el resultado.")
-        return 0.0
-    machine.gone_reads = 0
-    if pod.endpoint is not None:
-        machine.host, machine.port = pod.endpoint.host, pod.endpoint.port
-    incoming = job.run.path / "cloud" / "result"
     if not verify_result(job.run.path):  # brought by a command that was killed right after
         job.dispose("done")
         return 0.0
+    pod = job.client.get_pod(machine.id)
+    is_gone = pod is None or pod.status == "TERMINATED"
+    machine.gone_reads = machine.gone_reads + 1 if is_gone else 0
+    if pod is not None:
+        watch_money(job, pod)
+    is_over = job.now() >= machine.deadline
+    if (is_over or is_gone) and not verify_result(incoming):
+        return _take(job, incoming)  # its last byte came, and then it ended
+    if is_over:
+        job.dispose("budget", "Se acabó el dinero antes de poder traer el resultado.")
+        return 0.0
+    if pod is None or is_gone:
+        job.save()
+        if machine.gone_reads >= 2:
+            lost(job, "La máquina desapareció antes de traer el resultado.")
+        return 2.0
+    if pod.status in ("EXITED", "ERROR"):
+        return ended_container(job, pod)
+    move(job, pod)
     try:
         if machine.host_key is None and not recognise(job):
             return RETRY_S
@@ -68,15 +65,7 @@ def fetch(job: Job) -> float:
         job.save()
         return RETRY_S
     damaged = verify_result(incoming)
-    if damaged:
-        return _damaged(job, incoming, damaged)
-    _install(job, incoming)
-    job.say("El modelo está en casa y verificado; se borra la máquina.")
-    job.dispose("done")
-    # If this process dies now, the guard deletes the machine by itself.
-    with contextlib.suppress(Unreachable, RemoteFailure, HostKeyChanged):
-        job.remote.write(job.where, f"{ROOT}/guard/orders.json", '{"fetched": true}')
-    return 0.0
+    return _damaged(job, incoming, damaged) if damaged else _take(job, incoming)
 
 
 def delete(job: Job) -> float:
@@ -91,6 +80,8 @@ def delete(job: Job) -> float:
             machine.gone_reads = 0
             job.save()
             return 3.0
+    except (AuthRefused, Forbidden):
+        raise
     except RunpodError as error:
         job.say(f"Borrando la máquina: {error} Se insiste.")
         return RETRY_S
@@ -103,10 +94,15 @@ def delete(job: Job) -> float:
 
 
 def verify_result(folder: Path) -> list[str]:
-    """Files of the result that are missing or damaged, by the manifest made in the machine."""
+    """Files of the result that are missing or damaged, by the manifest made in the machine.
+
+    A manifest without a model (`elchat report` writes one at any time) is not a result's.
+    """
     try:
         wanted = read_json(folder / "manifest.json")["files"]
     except (OSError, ValueError, KeyError, TypeError):
+        return ["manifest.json"]
+    if not any(name.startswith("model/") for name in wanted):
         return ["manifest.json"]
     damaged = []
     for name, digest in wanted.items():
@@ -117,8 +113,9 @@ def verify_result(folder: Path) -> list[str]:
 
 
 def _bring(job: Job, incoming: Path) -> bool:
-    options = [word for name in RESULT for word in ("--include", f"/{name}")]
-    options += ["--include", "/model/***", "--exclude", "*"]
+    names = [*FILES, *(f"{name}/***" for name in FOLDERS)]
+    options = [word for name in names for word in ("--include", f"/{name}")]
+    options += ["--exclude", "*"]
     return job.remote.pull(job.where, f"{job.pod_run}/", incoming, FETCH_S, *options)
 
 
@@ -138,13 +135,24 @@ def _damaged(job: Job, incoming: Path, damaged: list[str]) -> float:
     return 1.0
 
 
+def _take(job: Job, incoming: Path) -> float:
+    """The result is whole: put it in place, and the machine has done its work."""
+    _install(job, incoming)
+    job.say("El modelo está en casa y verificado; se borra la máquina.")
+    job.dispose("done")
+    # If this process dies now, the guard deletes the machine by itself.
+    with contextlib.suppress(Unreachable, RemoteFailure, HostKeyChanged):
+        job.remote.write(job.where, f"{ROOT}/guard/orders.json", '{"fetched": true}')
+    return 0.0
+
+
 def _install(job: Job, incoming: Path) -> None:
     """Move the verified files into the run folder; can be repeated after a crash."""
-    model = incoming / "model"
-    if model.is_dir():
-        shutil.rmtree(job.run.model_path, ignore_errors=True)
-        model.rename(job.run.model_path)
-    for name in RESULT[1:]:
+    for name in FOLDERS:
+        if (incoming / name).is_dir():
+            shutil.rmtree(job.run.path / name, ignore_errors=True)
+            (incoming / name).rename(job.run.path / name)
+    for name in FILES:
         if (incoming / name).exists():
             (incoming / name).replace(job.run.path / name)
 

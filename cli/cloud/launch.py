@@ -39,8 +39,8 @@ def plan(job: Job) -> float:
     if job.run.is_requested("stop"):
         job.go("stopped", message="Detenida antes de alquilar nada.")
         return 0.0
-    now = job.now()
     remaining = spendable(job)
+    now = job.now()
     offers = _offers(job, remaining)
     usable = [offer for offer in offers if offer.problem is None]
     if not usable:
@@ -82,8 +82,8 @@ def spendable(job: Job) -> float:
     Raises:
         BalanceError: the account is empty.
     """
-    remaining = job.record.budget_usd - job.spent()
     account = job.client.account()
+    remaining = job.record.budget_usd - job.spent()  # by RunPod's clock, now that it has answered
     if account is None or account.clientBalance is None:
         return remaining
     if account.clientBalance <= 0:
@@ -171,28 +171,57 @@ def adopt(job: Job, pod: Pod) -> float:
         job.dispose("failed", "La clave de la cuenta estaba en el entorno de la máquina.")
         return 0.0
     job.go("booting")
-    real = (pod.cost or 0.0) + machine.disk_usd_per_h
-    if real > 1.001 * machine.usd_per_h:
-        job.reject(f"cuesta {number(real, 2)} $/h y se ofreció a {number(machine.usd_per_h, 2)}")
+    offered = machine.usd_per_h
+    watch_money(job, pod)
+    if (pod.cost or 0.0) > 1.001 * offered:
+        cost = number(pod.cost, 2)
+        job.reject(f"cuesta {cost} $/h y se ofreció a {number(offered, 2)}")
     return 0.0
 
 
-def sweep(job: Job) -> Pod | None:
-    """Delete this run's pods that are not its machine (answers that came very late).
+def watch_money(job: Job, pod: Pod) -> None:
+    """Bring the deadline forward if the money no longer reaches it.
 
-    Returns the machine's own pod if RunPod lists it, by name.
+    The machine may cost more than was offered (RunPod does not say whether `cost` includes the
+    disk: it is added), another of this run may have appeared late, the limit may have been lowered.
+    """
+    machine = job.machine
+    real = (pod.cost or 0.0) + machine.disk_usd_per_h
+    if real > machine.usd_per_h:
+        job.ledger.rate(machine.name, real)
+        machine.usd_per_h = real
+        job.save()
+    left = job.record.budget_usd - job.spent_before()
+    reached = machine.created + 3600.0 * left / machine.usd_per_h - machine.lag_s
+    early_s = machine.deadline - reached
+    if early_s < 1.0:
+        return
+    machine.deadline -= early_s
+    machine.save_at -= early_s
+    machine.train_until = min(machine.train_until, machine.save_at)
+    machine.job_by = min(machine.job_by, machine.save_at)
+    machine.is_told = False
+    job.save()
+
+
+def sweep(job: Job) -> Pod | None:
+    """Delete this run's pods that are not its machine: answers that came late, or came twice.
+
+    Returns the machine's own pod if RunPod lists it.
     """
     machine = job.record.machine
-    current = machine.name if machine else None
-    pods = {pod.name: pod for pod in job.client.list_pods() if _is_of(pod, job.run.id)}
-    for name, pod in pods.items():
-        if name != current:
-            job.ledger.revive(name)
+    current, current_id = (machine.name, machine.id) if machine else (None, None)
+    listed = [pod for pod in job.client.list_pods() if _is_of(pod, job.run.id)]
+    mine = next((p for p in listed if p.name == current and current_id in (None, p.id)), None)
+    for pod in listed:
+        if pod is not mine:
+            job.ledger.revive(pod.name)
             job.client.delete_pod(pod.id)
+    names = {pod.name for pod in listed}
     for rent in job.ledger.rents():
-        if rent.until is None and rent.pod != current and rent.pod not in pods:
+        if rent.until is None and rent.pod != current and rent.pod not in names:
             job.ledger.close(rent.pod, time=job.now())
-    return pods.get(current or "")
+    return mine
 
 
 def empty_balance(job: Job, balance: float | None) -> BalanceError:

@@ -3,6 +3,7 @@
     cloud/ledger.jsonl    {"event": "open", "pod": name, "time": t, "usd_per_h": r, "gpu": ...}
                           {"event": "void",  "pod": name, "time": t}      it never existed
                           {"event": "revive", "pod": name}                it existed after all
+                          {"event": "rate",   "pod": name, "usd_per_h": r}  dearer than offered
                           {"event": "close", "pod": name, "time": t}      certainly gone since t
                           {"event": "bill",  "pod": name, "usd": x}       RunPod's final charge
 
@@ -77,6 +78,8 @@ class Ledger:
                 found[pod].is_void = event == "void"
             elif event == "bind":
                 found[pod].pod_id = entry["pod_id"]
+            elif event == "rate":  # as if always: on the expensive side
+                found[pod].usd_per_h = max(found[pod].usd_per_h, entry["usd_per_h"])
             elif event == "close" and found[pod].until is None:
                 found[pod].until = entry["time"]
             elif event == "bill":
@@ -98,6 +101,10 @@ class Ledger:
     def bind(self, pod: str, pod_id: str) -> None:
         """RunPod's id of a pod, for its bill."""
         self._append(event="bind", pod=pod, pod_id=pod_id)
+
+    def rate(self, pod: str, usd_per_h: float) -> None:
+        """It costs this much, whatever was offered; less than was known changes nothing."""
+        self._append(event="rate", pod=pod, usd_per_h=usd_per_h)
 
     def void(self, pod: str, *, time: float) -> None:
         """It certainly never existed."""

@@ -50,6 +50,7 @@ class Machine(BaseModel):
 
     Attributes:
         usd_per_h: GPU and disk.
+        is_told: its guard knows the present deadline.
         job_by: without a job to do by then, its guard deletes it.
         asked_at: when RunPod was asked for it; None before.
         token: what the guard signs its host key with.
@@ -77,6 +78,7 @@ class Machine(BaseModel):
     host: str | None = None
     port: int | None = None
     host_key: str | None = None
+    is_told: bool = True
     is_stop_asked: bool = False
     was_started_again: bool = False
     seen_running: bool = False

@@ -4,6 +4,7 @@ One standard-library file (Python 3.9+) that travels inside the pod's start comm
 with the laptop off. Every deadline is an absolute epoch: a restarted container changes none.
 
     at start     asks RunPod for its own pod; a key that does not answer means no training
+    meet_by      nobody of the command line has said a word by then: deletes the pod
     job.json     the command to train; started once, and again after a restart of the container
     save_at      raises control/save: the trainer writes a checkpoint (95 % of the money)
     deadline     deletes the pod through every route there is, again and again
@@ -31,6 +32,7 @@ import urllib.request
 from dataclasses import asdict, dataclass, field
 
 TICK_S = 10.0
+PRICE_S = 1800.0  # how often the price is asked again
 MAX_PASSES, PASSES_WITHIN_S = 4, 1800.0  # container restarts that are a loop
 MAX_WORKER_STARTS = 3  # in one life of the container
 USER_AGENT = "elchat-guard/1"  # urllib's own is refused by RunPod's firewall
@@ -41,6 +43,7 @@ class Orders:
     """What the command line fixed when it rented this pod. Moments are epochs.
 
     Attributes:
+        meet_by: whoever rented it has spoken to it by then, or never will.
         job_by: without a job by then, nobody is going to bring one.
         usd: money for this pod, with its disk at `disk_usd_per_h`.
         lag_s: paid time kept for a deletion that must be repeated.
@@ -51,6 +54,7 @@ class Orders:
     created: float
     deadline: float
     save_at: float
+    meet_by: float
     job_by: float
     grace_s: float
     usd: float
@@ -66,6 +70,7 @@ class Memory:
     passes: list = field(default_factory=list)
     is_proved: bool = False
     probe: str = ""
+    probed_at: float = 0.0
     cost: float = 0.0
     deadline: float = 0.0
     has_asked_save: bool = False
@@ -84,11 +89,11 @@ class Memory:
 class View:
     """What is true around the guard at this moment."""
 
-    has_job: bool
-    is_worker_alive: bool
-    outcome: str
-    is_fetched: bool
-    lowered_deadline: float
+    is_met: bool = True
+    has_job: bool = False
+    is_worker_alive: bool = False
+    outcome: str = ""
+    is_fetched: bool = False
 
 
 def effective_deadline(orders: Orders, cost: float, lowered: float) -> float:
@@ -109,9 +114,9 @@ def decide(now: float, orders: Orders, memory: Memory, view: View) -> list:
     if why:
         return [("delete", why)] if now >= memory.next_deletion else []
     actions = []
-    if not memory.is_proved:
+    if not memory.is_proved or now >= memory.probed_at + PRICE_S:
         actions.append(("probe", ""))
-    elif view.has_job and not view.outcome and not view.is_worker_alive:
+    if memory.is_proved and view.has_job and not view.outcome and not view.is_worker_alive:
         actions.append(("start", ""))
     if now >= _save_at(orders, memory) and not memory.has_asked_save and view.is_worker_alive:
         actions.append(("save", ""))
@@ -125,6 +130,8 @@ def _why_delete(now: float, orders: Orders, memory: Memory, view: View) -> str:
         return "fetched"
     if sum(1 for t in memory.passes if t > now - PASSES_WITHIN_S) > MAX_PASSES:
         return "restart loop"
+    if not view.is_met and now >= orders.meet_by:
+        return "nobody came"
     if not view.has_job and now >= orders.job_by:
         return "no job"
     if memory.ended_at and now >= memory.ended_at + orders.grace_s:
@@ -151,16 +158,16 @@ class Guard:
         self.is_first = True
 
     def tick(self, now: float) -> float:
+        now = max(now, self.memory.beat)  # a clock set back gives no time
         if self.is_first:
             self.is_first = False
             self.memory.passes = [*self.memory.passes, now][-20:]
             self.memory.starts = 0
-        view = self._look(now)
-        for action, why in decide(now, self.orders, self.memory, view):
+        for action, why in decide(now, self.orders, self.memory, self._seen(now)):
             if action == "probe":
-                self._probe()
+                self._probe(now)
             elif action == "start":
-                self._start(now)
+                self._start()
             elif action == "save":
                 self.pod.raise_flag("save")
                 self.memory.has_asked_save = True
@@ -172,8 +179,18 @@ class Guard:
             return max(1.0, min(TICK_S, self.memory.next_deletion - now))
         return max(1.0, min(TICK_S, self.memory.deadline - now))
 
+    def _seen(self, now: float) -> View:
+        """What is around. A machine too broken to be looked at still has its deadlines."""
+        try:
+            return self._look(now)
+        except Exception as error:
+            print("elchat-guard: " + repr(error), file=sys.stderr, flush=True)
+            return View(has_job=bool(self.memory.starts))
+
     def _look(self, now: float) -> View:
         told = _json(self.pod.read("guard/orders.json"))
+        lowered = _number(told.get("deadline"))
+        self.memory.deadline = effective_deadline(self.orders, self.memory.cost, lowered)
         has_job = bool(self.pod.read("job.json"))
         outcome = str(_json(self.pod.read_run("status.json")).get("outcome") or "")
         is_alive = has_job and self.pod.is_worker_alive()
@@ -183,11 +200,10 @@ class Guard:
             self.memory.ended_at = self.memory.ended_at or now
         else:
             self.memory.ended_at = 0.0
-        lowered = float(told.get("deadline") or 0.0)
-        self.memory.deadline = effective_deadline(self.orders, self.memory.cost, lowered)
         if not self.memory.host_keys:
             self._sign_host_keys()
-        return View(has_job, is_alive, outcome, bool(told.get("fetched")), lowered)
+        is_met = bool(told) or has_job
+        return View(is_met, has_job, is_alive, outcome, bool(told.get("fetched")))
 
     def _sign_host_keys(self) -> None:
         """Let the command line recognise this pod's SSH server: only it knows the token."""
@@ -199,14 +215,16 @@ class Guard:
                 self.orders.token.encode(), body, hashlib.sha256
             ).hexdigest()
 
-    def _probe(self) -> None:
+    def _probe(self, now: float) -> None:
+        """Prove the key, and learn the price; a proved key stays so while nobody answers."""
         status, body = self.pod.request("GET", "/v2/pods/" + self.orders.pod_id, None)
-        self.memory.is_proved = status == 200
         self.memory.probe = str(status)
+        self.memory.is_proved = self.memory.is_proved or status == 200
+        self.memory.probed_at = now
         if status == 200 and isinstance(body, dict):
-            self.memory.cost = float(body.get("cost") or 0.0)
+            self.memory.cost = max(self.memory.cost, _number(body.get("cost")))
 
-    def _start(self, now: float) -> None:
+    def _start(self) -> None:
         self.memory.starts += 1
         self.pod.start_worker(_json(self.pod.read("job.json")))
 
@@ -219,7 +237,11 @@ class Guard:
         self.pod.write("guard/state.json", json.dumps(asdict(self.memory)))
         self.memory.routes = []
         for name, route in self._routes():
-            answer = route()
+            try:
+                answer = route()
+            except Exception as error:  # the other routes are still there
+                print("elchat-guard: " + repr(error), file=sys.stderr, flush=True)
+                answer = 0
             self.memory.routes.append(name + ":" + str(answer))
             if answer in (200, 204, 404):
                 break
@@ -307,7 +329,10 @@ class Machine:
 
     def is_worker_alive(self) -> bool:
         """Whether somebody holds the worker's lock, which the kernel drops when it dies."""
-        lock = self._open_lock()
+        try:
+            lock = self._open_lock()
+        except OSError:  # a full disk: it cannot have been started either
+            return False
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
@@ -319,8 +344,9 @@ class Machine:
     def start_worker(self, job: dict) -> None:
         """Run job["argv"] in job["cwd"], detached, writing the run's log; without RunPod's key."""
         env = {k: v for k, v in os.environ.items() if not k.startswith(("RUNPOD_API", "ELCHAT_"))}
-        lock = self._open_lock()
+        lock = -1
         try:
+            lock = self._open_lock()
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with open(os.path.join(self.run, "log.txt"), "ab") as log:
                 subprocess.Popen(
@@ -336,7 +362,8 @@ class Machine:
         except (OSError, KeyError) as error:
             print("elchat-guard: " + str(error), file=sys.stderr, flush=True)
         finally:
-            os.close(lock)
+            if lock >= 0:
+                os.close(lock)
 
     def _open_lock(self) -> int:
         folder = os.path.join(self.run, "control")
@@ -356,7 +383,7 @@ class Machine:
                     return answer.status, _json(answer.read().decode("utf-8", "replace"))
             except urllib.error.HTTPError as error:
                 return error.code, {}
-            except OSError:
+            except Exception:  # no answer, or one that is no HTTP: other routes may work
                 continue
         return 0, {}
 
@@ -392,9 +419,16 @@ def _json(text: str) -> dict:
     return value if isinstance(value, dict) else {}
 
 
+def _number(value: object) -> float:
+    try:
+        return float(value or 0.0)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return 0.0
+
+
 def orders_from_env(env: dict) -> Orders:
     """The orders as the command line put them into the pod's environment."""
-    numbers = ("CREATED", "DEADLINE", "SAVE_AT", "JOB_BY", "GRACE_S", "USD", "LAG_S")
+    numbers = ("CREATED", "DEADLINE", "SAVE_AT", "MEET_BY", "JOB_BY", "GRACE_S", "USD", "LAG_S")
     values = {name.lower(): float(env["ELCHAT_" + name]) for name in numbers}
     return Orders(
         run_id=env["ELCHAT_RUN_ID"],
@@ -414,9 +448,10 @@ def main() -> int:
     guard = Guard(
         orders, Machine(root, orders.run_id, url.rstrip("/"), env.get("RUNPOD_API_KEY", ""))
     )
+    start, ticks = time.time(), time.monotonic()
     while True:
         try:
-            wait_s = guard.tick(time.time())
+            wait_s = guard.tick(max(time.time(), start + time.monotonic() - ticks))
         except Exception as error:  # whatever happens, it watches on
             print("elchat-guard: " + repr(error), file=sys.stderr, flush=True)
             wait_s = TICK_S

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import http
 import json
+from email.utils import formatdate
+from functools import partial
 from typing import TYPE_CHECKING
 
 from . import endpoints, graphql, models
@@ -84,6 +87,7 @@ class Api:
         self._count += 1
         response = self._answer(request)
         response.headers.setdefault("x-request-id", f"sim-{self._count:08d}")
+        response.headers.setdefault("date", formatdate(self.world.now, usegmt=True))
         self.world.record("request", None, f"{request.method} {request.path} -> {response.status}")
         return response
 
@@ -145,12 +149,20 @@ class Api:
         if fault.kind == "rate_limit":
             wait = {"retry-after": str(fault.retry_after_s)}
             raise Refusal(429, "rate limit exceeded for the minute window", headers=wait)
-        served = handler(self.world, request, identifier) if fault.is_pod_created else None
+        served = None
+        if fault.is_pod_created and fault.appears_after_s:
+            self.world.timeline.after(fault.appears_after_s, partial(self._create_late, request))
+        elif fault.is_pod_created:
+            served = handler(self.world, request, identifier)
         if fault.kind == "hang":
             late = served or problem(Refusal(504, "upstream request timeout"))
             late.hang_s = fault.hang_s
             return late
         raise Refusal(fault.status, "Something went wrong. Please try again later.")
+
+    def _create_late(self, request: Request) -> None:
+        with contextlib.suppress(Refusal):
+            endpoints.create_pod(self.world, request, "")
 
     def _create_fault(self, request: Request) -> CreateFault | None:
         kind = models.CreatePodNewer if self.world.faults.is_newer_spec else models.CreatePod

@@ -105,6 +105,7 @@ class CreateFault(Part):
     text: int | str = 0  # capacity: which of the known texts, or another one
     status: int = Field(default=503, ge=500, le=599)
     is_pod_created: bool = False
+    appears_after_s: Seconds = Field(default=0.0, ge=0)  # the pod created, later than the answer
     hang_s: Seconds = Field(default=120.0, gt=0)
     retry_after_s: int = Field(default=12, ge=0)
 
@@ -140,6 +141,7 @@ class Lifecycle(Part):
     image_error: Literal["toomanyrequests", "cuda"] | None = None
     error_after_s: Seconds | None = Field(default=None, ge=0)  # from RUNNING
     is_exited_cost_shown: bool = False
+    is_disk_in_cost: bool = False  # published texts disagree
     teardown_s: Seconds = Field(default=0.0, ge=0)
     teardown_view: Literal["null", "TERMINATED"] = "null"
     has_free_gpu_on_start: bool = True

@@ -163,6 +163,8 @@ class Pod:
         request = self.request
         # Some probes still saw the hourly rate on EXITED pods; the specification says 0.
         is_priced = self.status != "EXITED" or self.lifecycle.is_exited_cost_shown
+        _, disk = self.rates()
+        cost = self.compute_usd_per_h + (disk if self.lifecycle.is_disk_in_cost else 0.0)
         newer: dict[str, Any] = {}
         if is_newer:
             newer = {
@@ -188,7 +190,7 @@ class Pod:
             cudaVersion=self.cuda if self.is_placed else None,
             ssh=self._ssh(now, address),
             template=None,
-            cost=self.compute_usd_per_h if is_priced else 0.0,
+            cost=cost if is_priced else 0.0,
             locked=self.is_locked,
             globalNetworking=models.GlobalNetworking(enabled=request.globalNetworking),
             runtime=self._runtime(now, address),

@@ -79,6 +79,7 @@ def _lifecycle(rng: random.Random, is_slow: bool) -> dict[str, Any]:
         "teardown_s": rng.choice([0.0, 2.0, 30.0]),
         "teardown_view": rng.choice(["null", "TERMINATED"]),
         "is_exited_cost_shown": rng.random() < 0.3,
+        "is_disk_in_cost": rng.random() < 0.3,
         "sigterm_grace_s": rng.choice([0, 5, 10]),
     }
 
@@ -108,6 +109,7 @@ def _create_fault(rng: random.Random) -> dict[str, Any]:
             fault |= {"gpu": rng.choice(list(gpus())), "calls": None}
     if kind in ("server_error", "hang"):
         fault["is_pod_created"] = rng.random() < 0.5
+        fault["appears_after_s"] = rng.choice([0.0, 0.0, 20.0, 80.0])
     if kind == "server_error":
         fault["status"] = rng.choice([500, 502, 503])
     if kind == "hang":

@@ -84,6 +84,7 @@ class Server:
             application(simulator),
             log_level="critical",
             access_log=False,
+            date_header=False,  # the simulation tells its own
             lifespan="off",
             timeout_graceful_shutdown=1,
         )
