@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from cli.output import dollars, number
+from cli.output import dollars, duration, number
 from elchat import hardware, paths
 from elchat.errors import ElchatError
 from elchat.files import format_bytes, free_bytes
@@ -138,14 +138,17 @@ def runpod() -> list[Check]:
         text = "no está: solo hace falta para alquilar una GPU"
         return [Check("RUNPOD_API_KEY", "ok", text)]
     from cli.cloud import strays
-    from cli.runpod_client import AuthRefused, RunpodClient, RunpodError
+    from cli.runpod_client import AuthRefused, Forbidden, RunpodClient, RunpodError
 
     try:
         client = RunpodClient(key)
         found = strays.find(client, time.time())
-        account = client.account()
+        account, volumes = client.account(), client.volumes()
     except AuthRefused:
         return [Check("RUNPOD_API_KEY", "error", "RunPod la rechaza: crea otra en su consola")]
+    except Forbidden:
+        text = "no tiene permisos: crea en la consola una de lectura y escritura"
+        return [Check("RUNPOD_API_KEY", "error", text)]
     except ElchatError as error:
         return [Check("RUNPOD_API_KEY", "error", str(error))]
     except RunpodError as error:
@@ -157,6 +160,14 @@ def runpod() -> list[Check]:
     else:
         level: Literal["ok", "warning"] = "ok" if balance >= MIN_BALANCE_USD else "warning"
         checks.append(Check("saldo", level, dollars(balance)))
+    if client.skew_s:
+        side = "atrasado" if client.skew_s > 0 else "adelantado"
+        text = f"{duration(abs(client.skew_s))} {side}; el dinero se cuenta con el de RunPod"
+        checks.append(Check("reloj", "warning", text))
+    if volumes:
+        sizes = ", ".join(f"{item.name} ({item.size} GB)" for item in volumes)
+        text = f"{sizes}: se pagan siempre; elchat ni los usa ni los borra"
+        checks.append(Check("volúmenes de red", "warning", text))
     if not found:
         return [*checks, Check("máquinas sueltas", "ok", "ninguna")]
     rows = (f"{item.name} a {number(item.usd_per_h, 2)} $/h" for item in found)

@@ -72,6 +72,15 @@ def report_end(
     return 1
 
 
+def leave(run: Run, provider: Provider, *, as_json: bool) -> int:
+    """Say what a run left to itself is doing, and return the exit code."""
+    state, status = provider.status(run)
+    if state in ENDED:
+        return report_end(run, provider, state, status, as_json=as_json)
+    print_json(views.as_dict(run, state, status)) if as_json else say(detached_text(run))
+    return 0
+
+
 def detached_text(run: Run) -> str:
     """What to know when leaving a run that goes on."""
     text = (

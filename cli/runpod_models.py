@@ -112,7 +112,8 @@ def problem_text(body: Any) -> str:
     """The human part of an error body (RFC 9457, v1's or GraphQL's)."""
     if not isinstance(body, dict):
         return ""
-    parts = [str(body[key]) for key in ("detail", "title", "error") if body.get(key)]
+    known = [str(body[key]) for key in ("detail", "title", "error") if body.get(key)]
+    parts = known[:1]
     errors = body.get("errors")
     if isinstance(errors, list):
         parts += [str(e.get("message") if isinstance(e, dict) else e) for e in errors[:5]]

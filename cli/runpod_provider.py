@@ -24,6 +24,7 @@ from elchat.errors import (
     AuthError,
     BalanceError,
     BudgetError,
+    DiskError,
     NetworkError,
     NoCapacityError,
     ProviderError,
@@ -111,7 +112,7 @@ class RunpodProvider:
         shape = preflight.model_shape(config.model.base)
         if shape is not None:
             needed = shape.n_params * (4 + 3 * 12)  # the result, two checkpoints and one coming
-            require_free_space(paths.runs_dir(), needed, "el modelo y sus puntos de guardado")
+            _require_room(needed)
         assert config.compute.budget_usd is not None
         try:
             prices = quote.live_prices(self.client, config.compute.cloud)
@@ -135,7 +136,7 @@ class RunpodProvider:
                 )
             remaining = min(remaining, launch.BALANCE_SHARE * balance)
         offers = quote.offers(config, shape, prices, now=self._now(), remaining_usd=remaining)
-        _refuse_useless(config, offers, remaining)
+        _refuse_useless(config, offers, remaining, balance)
         return Quote(offers, balance, found)
 
     # --- the protocol --------------------------------------------------------------------------
@@ -226,6 +227,8 @@ class RunpodProvider:
             run.clear("stop")
             if known is not None:
                 self._apply(known, terms)
+                if known.phase == "deleting" and known.after != "done":
+                    known.after = "planned"  # once that machine is gone, another
                 if known.phase in record.ENDED:
                     known.phase, known.message, known.tried = "planned", None, {}
                     self._clear_outcome(run)
@@ -279,6 +282,7 @@ class RunpodProvider:
         try:
             care.glance(job)
         except (Unreachable, HostKeyChanged, RemoteFailure, RunpodError, AuthError):
+            self._say("AVISO: la máquina no responde ahora; esto es lo último que llegó de ella.")
             care.write_status(job, {})
 
     def _cut(self, run: Run) -> None:
@@ -353,17 +357,36 @@ def wrong_key() -> AuthError:
     )
 
 
-def _refuse_useless(config: Config, offers: list[quote.Offer], remaining: float) -> None:
+def _require_room(n_bytes: int) -> None:
+    try:
+        require_free_space(paths.runs_dir(), n_bytes, "el modelo y sus puntos de guardado")
+    except DiskError as error:
+        raise DiskError(
+            f"{error} No se ha alquilado nada.",
+            hint="Libera espacio o elige otra carpeta con ELCHAT_HOME, y repite la orden.",
+        ) from None
+
+
+def _refuse_useless(
+    config: Config, offers: list[quote.Offer], remaining: float, balance: float | None
+) -> None:
     if not offers:
         raise NoCapacityError(
             "Ninguna de las GPU de compute.gpus está hoy en el catálogo de RunPod; no se ha "
             "alquilado nada.",
             hint=f"Cambia compute.gpus o compute.cloud en {config.name}.",
         )
-    if all(offer.problem for offer in offers):
-        problems = "; ".join(f"{offer.name} ({offer.cloud}): {offer.problem}" for offer in offers)
-        raise BudgetError(
-            f"Con {dollars(remaining)} no se puede alquilar ninguna de las GPU admitidas "
-            f"({problems}); no se ha alquilado nada.",
-            hint="Sube el límite: --set compute.budget_usd=N, o elige otras GPU.",
+    if not all(offer.problem for offer in offers):
+        return
+    problems = "; ".join(sorted({f"{offer.name}: {offer.problem}" for offer in offers}))
+    if balance is not None and remaining < (config.compute.budget_usd or 0.0):
+        raise BalanceError(
+            f"El saldo de la cuenta ({dollars(balance)}) no alcanza para ninguna de las GPU "
+            f"admitidas ({problems}); no se ha alquilado nada.",
+            hint="Añade saldo en la consola de RunPod (Billing) y repite la orden.",
         )
+    raise BudgetError(
+        f"Con {dollars(remaining)} no se puede alquilar ninguna de las GPU admitidas "
+        f"({problems}); no se ha alquilado nada.",
+        hint="Sube el límite: --set compute.budget_usd=N, o elige otras GPU.",
+    )

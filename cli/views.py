@@ -42,9 +42,10 @@ def as_fields(run: Run, state: State, status: Status) -> list[tuple[str, str]]:
         ("tokens/s", number(status.tokens_per_s)),
         ("MFU", percent(status.mfu)),
         ("falta", duration(status.eta_s) if state == "running" else "—"),
-        ("gasto", spent_text(run, status)),
     ]
-    if run.provider != "local":
+    if run.provider == "local":
+        pairs.append(("gasto", spent_text(run, status)))
+    else:
         pairs += _show().as_fields(run, time.time())
     if status.message:
         pairs.append(("mensaje", status.message))

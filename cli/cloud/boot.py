@@ -97,7 +97,7 @@ def _meet(job: Job) -> float:
             return 0.0
         return POLL_S
     else:
-        job.record.tried, job.machine.host_key = {}, pinned
+        job.machine.host_key = pinned
         job.save()
         job.say("La guardia responde; subiendo el código y los datos...")
         return prepare(job)
@@ -128,7 +128,7 @@ def prepare(job: Job) -> float:
     except RemoteFailure as error:
         job.reject(str(error).strip().splitlines()[-1] if str(error).strip() else "falló")
         return 0.0
-    job.record.failed_boots = 0
+    job.record.tried, job.record.failed_boots = {}, 0
     job.say("Todo listo: la guardia empieza el entrenamiento.")
     job.go("running")
     return POLL_S

@@ -59,6 +59,7 @@ class RentedPlan:
         output.say()
         output.say("Petición que alquilaría la primera (POST /v2/pods):")
         output.say(json.dumps(short, ensure_ascii=False, indent=2))
+        output.say("(args es la guardia, cli/pod/guard.py, entera en --json)")
 
 
 def make(config: Config, place: Any) -> RentedPlan:

@@ -37,8 +37,8 @@ def step(job: Job) -> float:
         still = "" if machine is None else f" La máquina {machine.name} puede seguir encendida."
         raise AuthError(
             f"RunPod rechaza la clave RUNPOD_API_KEY ({error}).{still} {job.cost_text()}",
-            hint="Crea otra en la consola de RunPod (Settings → API Keys) y repite: "
-            f"elchat resume {job.run.id}",
+            hint="Crea otra en la consola de RunPod (Settings → API Keys) y sigue con: "
+            f"elchat resume {job.run.id}   o bórrala: elchat stop {job.run.id} --now",
         ) from None
     except OSError as error:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 
 from cli import preflight
@@ -19,6 +20,7 @@ from cli.runpod_client import (
     Transient,
 )
 from cli.runpod_models import Pod
+from elchat import hardware
 from elchat.errors import BalanceError, BudgetError, NoCapacityError, ProviderError
 
 MAX_FAILED_BOOTS = 3  # each costs up to a quarter of an hour
@@ -26,6 +28,11 @@ STALE_PLAN_S = 60.0
 SETTLE_S = 120.0  # a request without an answer may still make a pod appear
 LIST_EVERY_S = 15.0
 CAPACITY_WAIT_S = 60.0
+NO_MACHINE = re.compile(  # the texts seen for the same 400
+    r"no longer any instances|no instances|could not find any pods|no available datacenter"
+    r"|does not have the resources",
+    re.IGNORECASE,
+)
 BALANCE_SHARE = 0.95  # of the account's balance that a run may plan with
 
 
@@ -88,7 +95,7 @@ def spendable(job: Job) -> float:
         return remaining
     if account.clientBalance <= 0:
         job.go("failed", message="La cuenta de RunPod no tiene saldo.")
-        raise empty_balance(job, account.clientBalance)
+        raise short_balance(job, f"es de {dollars(account.clientBalance)}")
     return min(remaining, BALANCE_SHARE * account.clientBalance)
 
 
@@ -143,9 +150,9 @@ def _ask(job: Job) -> float:
     except (NoCapacity, Forbidden) as error:
         job.say(f"  no: {error}")
         return _never_was(job, str(error))
-    except NoBalance:
+    except NoBalance as error:
         _never_was(job, None, phase="failed")
-        raise empty_balance(job, None) from None
+        raise short_balance(job, f"no alcanza para alquilar ({error})") from None
     except BrokenContract as error:
         _never_was(job, None, phase="failed")
         raise ProviderError(
@@ -224,11 +231,10 @@ def sweep(job: Job) -> Pod | None:
     return mine
 
 
-def empty_balance(job: Job, balance: float | None) -> BalanceError:
-    """The sentence for an account without money."""
-    text = "" if balance is None else f" ({dollars(balance)})"
+def short_balance(job: Job, what: str) -> BalanceError:
+    """The sentence for an account without the money to rent."""
     return BalanceError(
-        f"La cuenta de RunPod no tiene saldo{text}. {job.cost_text()}",
+        f"El saldo de la cuenta de RunPod {what}. {job.cost_text()}",
         hint="Añade saldo en la consola de RunPod (Billing) y sigue con: "
         f"elchat resume {job.run.id}",
     )
@@ -237,6 +243,7 @@ def empty_balance(job: Job, balance: float | None) -> BalanceError:
 def no_offer(job: Job, offers: list[quote.Offer], remaining: float) -> ProviderError:
     """Why nothing can be rented, with the run left where `resume` goes on."""
     job.go("budget" if job.ledger.rents() else "failed", message="El dinero que queda no alcanza.")
+    is_balance = remaining < job.record.budget_usd - job.spent() - 0.005
     if not offers:
         return NoCapacityError(
             "Ninguna de las GPU de compute.gpus está hoy en el catálogo de RunPod.",
@@ -244,9 +251,11 @@ def no_offer(job: Job, offers: list[quote.Offer], remaining: float) -> ProviderE
         )
     problems = sorted({f"{offer.name}: {offer.problem}" for offer in offers})
     return BudgetError(
-        f"Con {dollars(max(0.0, remaining))} no se puede alquilar ninguna de las GPU admitidas "
-        f"({'; '.join(problems)}). {job.cost_text()}",
-        hint=f"Sube el límite: elchat resume {job.run.id} --budget DÓLARES",
+        f"Con {dollars(max(0.0, remaining))}{' (lo que da el saldo)' if is_balance else ''} no se "
+        f"puede alquilar ninguna de las GPU admitidas ({'; '.join(problems)}). {job.cost_text()}",
+        hint=f"Añade saldo en la consola de RunPod (Billing) y sigue: elchat resume {job.run.id}"
+        if is_balance
+        else f"Sube el límite: elchat resume {job.run.id} --budget DÓLARES",
     )
 
 
@@ -263,8 +272,15 @@ def _offers(job: Job, remaining: float) -> list[quote.Offer]:
 
 def _all_refused(job: Job) -> float:
     """No offer left: wait for capacity if that was asked for, or give up with the reasons."""
-    reasons = "; ".join(f"{key.replace('|', ' ')}: {why}" for key, why in job.record.tried.items())
+    reasons, boots = _reasons(job.record.tried), job.record.failed_boots
     job.record.tried, job.record.failed_boots = {}, 0
+    if boots >= MAX_FAILED_BOOTS:
+        job.go("failed", message=f"{boots} máquinas seguidas no llegaron a entrenar.")
+        raise ProviderError(
+            f"Se han devuelto {boots} máquinas seguidas sin llegar a entrenar ({reasons}). "
+            f"{job.cost_text()}",
+            hint=f"Prueba más tarde: elchat resume {job.run.id}   o con otras compute.gpus.",
+        )
     if job.record.wait_until is not None and job.now() < job.record.wait_until:
         job.say("Ninguna GPU disponible ahora; se vuelve a probar en un minuto.")
         job.save()
@@ -274,6 +290,20 @@ def _all_refused(job: Job) -> float:
         f"Ninguna de las GPU admitidas se puede alquilar ahora ({reasons}). {job.cost_text()}",
         hint=f"Prueba más tarde: elchat resume {job.run.id}   o espera a que haya: "
         f"elchat resume {job.run.id} --wait-capacity 2h",
+    )
+
+
+def _reasons(tried: dict[str, str]) -> str:
+    """Which offers failed, by reason: "sin máquinas libres: RTX 4090 (segura y comunidad)"."""
+    clouds = {"secure": "segura", "community": "comunidad"}
+    found: dict[str, dict[str, list[str]]] = {}
+    for key, why in tried.items():
+        gpu, cloud = key.split("|")
+        why = "sin máquinas libres" if NO_MACHINE.search(why) else why.rstrip(".")
+        found.setdefault(why, {}).setdefault(hardware.gpu_by_id(gpu).name, []).append(clouds[cloud])
+    return "; ".join(
+        f"{why}: " + ", ".join(f"{name} ({' y '.join(where)})" for name, where in gpus.items())
+        for why, gpus in found.items()
     )
 
 

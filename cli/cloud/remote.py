@@ -246,7 +246,7 @@ class OpenSsh:
         if "No space left on device" in error or "Disk quota exceeded" in error:
             if target.startswith(str(self._folder.parent.parent)):
                 raise DiskError(f"El disco de este ordenador se llenó al descargar en {target}.")
-            raise RemoteFailure("el disco de la máquina alquilada está lleno")
+            raise RemoteFailure("el disco de la máquina alquilada está lleno (compute.disk_gb)")
         if done.returncode == 127 or "rsync: command not found" in error:
             raise RemoteFailure("la máquina alquilada no tiene rsync")
         raise Unreachable(error[-200:])

@@ -57,7 +57,7 @@ def as_fields(run: Run, now: float) -> list[tuple[str, str]]:
         pairs.append(("motivo", known.message))
     spent = Ledger(run.path).spent(now)
     limit = output.dollars(known.budget_usd)
-    pairs.append(("gasto calculado", f"{output.dollars(spent)} de {limit}"))
+    pairs.append(("gasto", f"{output.dollars(spent)} de {limit}"))
     return pairs
 
 
@@ -69,9 +69,14 @@ def going_on(run: Run) -> str:
     if known.machine is None:
         return "  alquilado: nada todavía"
     machine = known.machine
+    rented = f"  alquilado: {machine.name} a {output.number(machine.usd_per_h, 2)} $/h; "
+    if known.phase in ("creating", "booting"):
+        return (
+            f"{rented}todavía no entrena, y sin nadie que la prepare se borra sola como tarde el "
+            f"{output.when(machine.job_by)}\n  prepararla: elchat attach {run.id}"
+        )
     return (
-        f"  alquilado: {machine.name} a {output.number(machine.usd_per_h, 2)} $/h; su guardia la "
-        f"borra como tarde el {output.when(machine.deadline)}\n"
+        f"{rented}su guardia la borra como tarde el {output.when(machine.deadline)}\n"
         f"  resultado: se recoge con elchat attach {run.id}"
     )
 
@@ -89,7 +94,7 @@ def print_quote(
     balance = "desconocido" if balance_usd is None else output.dollars(balance_usd)
     output.say(
         f"Límite duro: {output.dollars(budget_usd)}; saldo de la cuenta: {balance}. «Como mucho» "
-        "incluye el disco, el arranque y lo que tarde en borrarse."
+        "incluye el arranque y lo que tarde en borrarse; todos los precios, el disco."
     )
 
 

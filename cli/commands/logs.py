@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -24,6 +25,9 @@ def logs(
     lines: Annotated[
         int, typer.Option("--lines", "-n", metavar="N", min=0, help="Cuántas líneas del final.")
     ] = 40,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Cada línea, un objeto JSON en la suya.")
+    ] = False,
 ) -> None:
     """Muestra el registro de una ejecución."""
     from cli import follow, output
@@ -38,6 +42,6 @@ def logs(
 
     try:
         for line in place.logs(run, lines=lines, follow=is_followed, until=has_ended):
-            output.say(line)
+            output.say(json.dumps({"line": line}, ensure_ascii=False) if as_json else line)
     except KeyboardInterrupt:
         output.note("\n" + follow.detached_text(run))

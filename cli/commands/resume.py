@@ -36,7 +36,7 @@ def resume(
     Sigue desde el último punto guardado y verificado; lo que ya estaba hecho no se repite. En la
     nube alquila otra máquina con lo que queda del límite de gasto.
     """
-    from cli import follow, output, views
+    from cli import follow, output
     from cli.providers import provider_for
     from elchat import runs
 
@@ -53,7 +53,4 @@ def resume(
         output.say(f"Continúa «{run.id}»")
     if is_followed:
         raise typer.Exit(follow.follow(run, place, as_json=as_json))
-    if as_json:
-        output.print_json(views.as_dict(run, *place.status(run)))
-    else:
-        output.say(follow.detached_text(run))
+    raise typer.Exit(follow.leave(run, place, as_json=as_json))

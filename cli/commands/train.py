@@ -65,7 +65,7 @@ def train(
 
     La ejecución sigue aunque se cierre esta terminal; Ctrl-C deja de mirarla sin detenerla.
     """
-    from cli import follow, output, preflight, views
+    from cli import follow, output, preflight
     from cli.providers import provider_for
     from elchat import runs
 
@@ -90,10 +90,7 @@ def train(
         return
     if is_followed:
         raise typer.Exit(follow.follow(run, place, as_json=as_json))
-    if as_json:
-        output.print_json(views.as_dict(run, *place.status(run)))
-    else:
-        output.say(follow.detached_text(run))
+    raise typer.Exit(follow.leave(run, place, as_json=as_json))
 
 
 def _agree(place: Any, resolved: Any, is_confirmed: bool, as_json: bool) -> None:
@@ -118,7 +115,8 @@ def _agree(place: Any, resolved: Any, is_confirmed: bool, as_json: bool) -> None
         return
     if not (sys.stdin.isatty() and output.is_terminal()):
         raise ConfigError(
-            "Alquilar una GPU cuesta dinero y aquí no hay nadie a quien preguntar.",
+            "Alquilar una GPU cuesta dinero y aquí no hay nadie a quien preguntar; no se ha "
+            "alquilado nada.",
             hint="Si estás de acuerdo con las ofertas, repite la orden con --yes.",
         )
     limit = output.dollars(resolved.compute.budget_usd)

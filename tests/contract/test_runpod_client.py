@@ -141,6 +141,32 @@ def test_a_page_that_is_not_json_is_transient():
         client.list_pods()
 
 
+def test_a_network_volume_from_its_creation_to_its_deletion():
+    _, client = of()
+    made = client.create_volume("datos", 50, "EU-RO-1")
+    assert (made.name, made.size, made.dataCenter) == ("datos", 50, "EU-RO-1")
+    assert client.grow_volume(made.id, 80).size == 80
+    assert [(item.id, item.size) for item in client.volumes()] == [(made.id, 80)]
+    with pytest.raises(runpod_client.NoCapacity, match="increased"):
+        client.grow_volume(made.id, 20)
+    assert client.delete_volume(made.id)
+    assert client.volumes() == []
+    assert not client.delete_volume(made.id)
+
+
+@pytest.mark.parametrize("ahead_s", [0.0, 7200.0, -7200.0])
+def test_the_clock_of_runpod_is_noticed(ahead_s: float):
+    sim, _ = of()
+    client = RunpodClient(
+        sim.faults.account.key,
+        transport=sim.transport(),
+        clock=lambda: sim.clock.now() - ahead_s,
+    )
+    assert client.skew_s == 0.0
+    client.list_pods()
+    assert client.skew_s == pytest.approx(ahead_s, abs=2.0)
+
+
 def test_log_lines_until_silence():
     sim, client = of()
     pod = client.create_pod(BODY)

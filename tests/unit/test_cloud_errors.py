@@ -13,6 +13,7 @@ import yaml
 from cli.cloud import care, finish, record, remote
 from cli.main import main
 from cli.pod import guard
+from cli.runpod_client import RunpodClient
 from cli.runpod_provider import RunpodProvider
 from elchat import errors, paths, runs
 from elchat.files import read_json
@@ -93,11 +94,44 @@ def test_an_empty_balance(cloud, config):
     assert "Billing" in hint
 
 
+def test_a_balance_that_rents_nothing(cloud, config):
+    """The limit would be enough; what is missing is in the account."""
+    code, _, err = cloud(account={"balance_usd": 0.05}).elchat("train", "-c", str(config), "--yes")
+    error, hint = sentences(err)
+    assert code == 12
+    assert "El saldo de la cuenta (0,05 $) no alcanza" in error
+    assert "no se ha alquilado nada" in error
+    assert "Billing" in hint
+
+
+def test_a_limit_that_rents_nothing(cloud, config):
+    code, _, err = cloud().elchat(
+        "train", "-c", str(config), "--yes", "--set", "compute.budget_usd=0.05"
+    )
+    error, hint = sentences(err)
+    assert code == errors.BudgetError.exit_code == 10
+    assert "Con 0,05 $ no se puede alquilar" in error
+    assert "compute.budget_usd" in hint
+
+
+def test_machines_that_never_come_to_train(cloud, config):
+    there = cloud(lifecycle={"is_gpu_healthy": False})
+    code, _, err = there.elchat("train", "-c", str(config), "--yes", "--name", "tres")
+    error, hint = sentences(err)
+    assert code == 9
+    assert "Se han devuelto 3 máquinas seguidas" in error
+    assert "la GPU calcula mal: RTX 4090 (segura y comunidad), RTX 5090 (segura)" in error
+    assert "Lleva gastados" in error
+    assert "elchat resume tres" in hint
+    assert there.world.sim.live_pods() == []
+
+
 def test_a_balance_refused_at_the_counter(cloud, config):
     there = cloud(create=[{"kind": "balance"}])
     code, _, err = there.elchat("train", "-c", str(config), "--yes", "--name", "pobre")
     error, hint = sentences(err)
     assert code == 12
+    assert "no alcanza para alquilar (insufficient balance)" in error
     assert "Lleva gastados 0,00 $ de 2,00 $" in error
     assert "elchat resume pobre" in hint
     assert there.world.usd() == 0.0
@@ -108,7 +142,8 @@ def test_no_capacity_anywhere(cloud, config):
     code, _, err = there.elchat("train", "-c", str(config), "--yes", "--name", "lleno")
     error, hint = sentences(err)
     assert code == errors.NoCapacityError.exit_code == 11
-    assert "Ninguna de las GPU admitidas se puede alquilar ahora" in error
+    assert "Ninguna de las GPU admitidas se puede alquilar ahora (sin máquinas libres: " in error
+    assert "RTX 4090 (segura y comunidad), RTX 5090" in error
     assert "Lleva gastados 0,00 $" in error
     assert "--wait-capacity 2h" in hint
     code, out, _ = there.elchat("status", "lleno")
@@ -174,8 +209,11 @@ def test_a_disk_that_fills_up_here(cloud, config, monkeypatch):
 def test_a_full_disk_before_renting(cloud, config, monkeypatch):
     monkeypatch.setattr("elchat.files.free_bytes", lambda path: 1000)
     code, _, err = cloud().elchat("train", "-c", str(config), "--yes")
+    error, hint = sentences(err)
     assert code == errors.DiskError.exit_code == 7
-    assert "No hay sitio en el disco" in sentences(err)[0]
+    assert "No hay sitio en el disco" in error
+    assert "No se ha alquilado nada" in error
+    assert "resume" not in hint  # there is nothing to resume
     assert not paths.runs_dir().exists()
 
 
@@ -304,6 +342,82 @@ def test_strays_are_told_by_every_command_and_deleted_by_stop_all(cloud, config,
     assert "elchat-ajena-1-d1795399999: borrada" in out
     assert there.world.sim.live_pods() == []
     assert "AVISO" not in there.elchat("runs")[2]
+
+
+def test_a_stop_that_broke_half_way_does_not_stop_the_resume_after_it(cloud, config):
+    """The machine being deleted is let go, and another one rented."""
+    there = cloud()
+    there.elchat("train", "-c", str(config), "--yes", "--name", "medias", "--detach")
+    code, _, err = there.elchat("stop", "medias", "--now", key="rpa_otra_clave_0")
+    assert code == 2
+    assert "elchat stop medias --now" in sentences(err)[1]
+    assert len(there.world.sim.live_pods()) == 1
+    code, out, _ = there.elchat("resume", "medias", "--detach")
+    assert code == 0
+    assert "sigue en marcha" in out
+    assert len(there.world.sim.live_pods()) == 1
+    assert len(there.world.sim.world.pods) == 2
+    assert there.world.follow(runs.find("medias"), there.world.provider()) == "done"
+
+
+def test_a_machine_that_does_not_answer_is_told_by_status(cloud, config):
+    there = cloud()
+    there.elchat("train", "-c", str(config), "--yes", "--name", "lejos", "--detach")
+    there.world.sim.happen(there.world.sim.live_pods()[0].id, "network_drop", scope="ssh")
+    code, out, _ = there.elchat("status", "lejos")
+    assert code == 0
+    assert "la máquina no responde ahora" in there.world.said[-1]
+    assert "0,75 $/h" in out
+
+
+def test_a_log_for_programs(cloud, config):
+    there = cloud()
+    there.elchat("train", "-c", str(config), "--yes", "--name", "letra", "--detach")
+    runs.find("letra").log_path.write_text("uno\ndos «2»\n", encoding="utf-8")
+    there.world.sim.happen(there.world.sim.live_pods()[0].id, "network_drop", scope="ssh")
+    _, out, _ = there.elchat("logs", "letra", "--json")
+    assert [json.loads(line)["line"] for line in out.splitlines()] == ["uno", "dos «2»"]
+
+
+class Doctor:
+    """`elchat doctor` before an account that answers as it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, world: CloudWorld) -> None:
+        def client(key: str) -> RunpodClient:
+            return RunpodClient(key, transport=world.sim.transport(), clock=world.sim.clock.now)
+
+        monkeypatch.setattr("cli.runpod_client.RunpodClient", client)
+
+    def lines(self, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, str]]:
+        main(["doctor", "--json"])
+        return {item["name"]: item for item in json.loads(capsys.readouterr().out)}
+
+
+def test_doctor_tells_the_account(cloud, monkeypatch, capsys):
+    there = cloud(account={"balance_usd": 0.6})
+    client = there.world.provider(key=KEY).client
+    client.create_volume("datos", 50, "EU-RO-1")
+    client.create_pod(
+        {"name": "elchat-ajena-1-d1", "image": "x", "gpu": {"id": "NVIDIA A40", "count": 1}}
+    )
+    found = Doctor(monkeypatch, there.world).lines(capsys)
+    assert {"ssh", "rsync", "disco", "Python"} <= set(found)
+    assert found["RUNPOD_API_KEY"]["level"] == "ok"
+    assert (found["saldo"]["level"], found["saldo"]["text"]) == ("warning", "0,60 $")
+    assert "elchat-ajena-1-d1 a 0,49 $/h" in found["máquinas sueltas"]["text"]
+    assert found["máquinas sueltas"]["level"] == "error"
+    assert "datos (50 GB)" in found["volúmenes de red"]["text"]
+    assert "reloj" not in found
+    there.world.sim.clock.now = lambda: there.world.sim.world.now - 600.0
+    assert "10 min 00 s atrasado" in Doctor(monkeypatch, there.world).lines(capsys)["reloj"]["text"]
+
+
+@pytest.mark.parametrize(("status", "word"), [(401, "la rechaza"), (403, "no tiene permisos")])
+def test_doctor_tells_a_key_that_does_not_do(cloud, monkeypatch, capsys, status, word):
+    there = cloud(requests=[{"kind": "status", "status": status, "path": "/v2/*"}])
+    found = Doctor(monkeypatch, there.world).lines(capsys)
+    assert found["RUNPOD_API_KEY"]["level"] == "error"
+    assert word in found["RUNPOD_API_KEY"]["text"]
 
 
 def test_exit_codes_are_documented():
