@@ -28,6 +28,7 @@ from elchat.files import sha256_json
 from elchat.runs import Run
 from elchat_sim import FaultScript, Simulator
 from elchat_sim.catalog import gpus
+from elchat_sim.openapi import CheckedTransport, shared_checker
 from elchat_sim.virtual_host import VirtualPod
 
 STEP_S = 6.0
@@ -108,6 +109,8 @@ class Inside:
     def request(self, method: str, path: str, body: object) -> tuple[int, Any]:
         try:
             answer = self.pod.api.request(method, path, json=body if body is not None else None)
+            if (checker := shared_checker()) is not None:
+                checker.check(answer.request, answer)
             return answer.status_code, answer.json() if answer.content else {}
         except (httpx.HTTPError, ValueError):
             return 0, {}
@@ -379,10 +382,16 @@ class CloudWorld:
             key=key or self.sim.faults.account.key,
             clock=self.sim.clock.now,
             sleep=sleep or self.sim.sleep,
-            transport=transport or self.sim.transport(),
+            transport=transport or self.transport(),
             remote_for=lambda run: self.remote,
             say=self.said.append,
         )
+
+    def transport(self) -> httpx.BaseTransport:
+        """The wire; RunPod's own specification judges what goes over it, where it is at hand."""
+        checker = shared_checker()
+        inner = self.sim.transport()
+        return inner if checker is None else CheckedTransport(inner, checker)
 
     def follow(self, run: Run, provider: RunpodProvider, *, limit_h: float = 40.0) -> str:
         """What `elchat attach` does, without a screen."""

@@ -408,8 +408,10 @@ def test_doctor_tells_the_account(cloud, monkeypatch, capsys):
     assert found["máquinas sueltas"]["level"] == "error"
     assert "datos (50 GB)" in found["volúmenes de red"]["text"]
     assert "reloj" not in found
-    there.world.sim.clock.now = lambda: there.world.sim.world.now - 600.0
-    assert "10 min 00 s atrasado" in Doctor(monkeypatch, there.world).lines(capsys)["reloj"]["text"]
+    there.world.sim.clock.now = lambda: there.world.sim.world.now - 605.0
+    clock = Doctor(monkeypatch, there.world).lines(capsys)["reloj"]["text"]
+    assert clock.startswith("10 min")
+    assert "atrasado" in clock
 
 
 @pytest.mark.parametrize(("status", "word"), [(401, "la rechaza"), (403, "no tiene permisos")])
