@@ -350,7 +350,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def with_new_drivers(faults: FaultScript) -> FaultScript:
-    """Every host has the CUDA 13 that elchat asks for; the fixture's have what was seen in 2025."""
+    """Every host has the CUDA that elchat asks for; the fixture's have what was seen in 2025."""
     cuda = {gpu_id: "13.0" for gpu_id in gpus()} | faults.catalog.cuda
     catalog = faults.catalog.model_copy(update={"cuda": cuda})
     return faults.model_copy(update={"catalog": catalog})

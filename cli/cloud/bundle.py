@@ -19,7 +19,7 @@ from cli.runpod_client import api_url, is_url_overridden
 from elchat.config import Config
 from elchat.files import write_json, write_text
 
-IMAGE = "runpod/pytorch:1.0.3-cu1300-torch291-ubuntu2404"
+IMAGE = "runpod/pytorch:1.3.2-cu1290-torch2130-ubuntu2404"  # brings the pinned torch
 GUARD_FILE = "/elchat-guard.py"
 MEET_MARGIN_S = 120.0  # a machine met at the last moment is not deleted under our hands
 PACKAGES = ("elchat", "scripts", "tasks", "cli", "datos")

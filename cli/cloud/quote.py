@@ -12,7 +12,7 @@ from elchat import estimate, hardware
 from elchat.config import Config
 from elchat.model_config import GPTConfig
 
-MIN_CUDA = "13.0"  # what torch 2.13 is built for: an older driver would not start it
+MIN_CUDA = "12.9"  # what the image's torch is built for: an older driver would not start it
 CONTAINER_DISK_GB = 20  # smaller ones have been refused where this one was placed at once
 STOCK = {"HIGH": "mucha", "MEDIUM": "alguna", "LOW": "poca", "NONE": "ninguna"}
 

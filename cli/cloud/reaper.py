@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cli.cloud import strays
 from cli.cloud.record import parse_name
 from cli.runpod_client import RunpodClient, RunpodError
 
@@ -40,6 +41,8 @@ def reap(client: RunpodClient, now: float, *, is_dry_run: bool = False) -> list[
             try:
                 client.delete_pod(pod.id)
                 is_gone = client.get_pod(pod.id) is None
+                if is_gone:
+                    strays.charge(pod.name, now)
             except RunpodError as error:
                 problem = str(error)
         late_s = now - parsed[1]

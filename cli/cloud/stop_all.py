@@ -110,6 +110,7 @@ def _delete(client: RunpodClient, stray: strays.Stray) -> dict[str, Any]:
         try:
             client.delete_pod(stray.id)
             if client.get_pod(stray.id) is None:
+                strays.charge(stray.name, time.time())
                 return {"name": stray.name, "result": "borrada", "ok": True}
         except RunpodError as error:
             output.note(f"{stray.name}: {error} Se insiste.")

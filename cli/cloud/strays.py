@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cli.cloud import record
+from cli.cloud.ledger import Ledger
 from cli.processes import ROOT
 from elchat import paths, runs
 from elchat.errors import ElchatError
@@ -52,6 +53,16 @@ def find(client: RunpodClient, now: float) -> list[Stray]:
     except OSError:
         pass
     return found
+
+
+def charge(name: str, now: float) -> None:
+    """A machine just deleted that a run of this computer had given up for never rented: it cost."""
+    parsed = record.parse_name(name)
+    for run in runs.list_runs():
+        if parsed is not None and run.id == parsed[0]:
+            ledger = Ledger(run.path)
+            ledger.revive(name)
+            ledger.close(name, time=now)
 
 
 def as_stray(pod: Pod) -> Stray:

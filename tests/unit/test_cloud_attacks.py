@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from cli.cloud import care, finish, launch, record
+from cli.cloud import care, finish, launch, record, stop_all, strays
 from cli.cloud.ledger import Ledger
 from cli.cloud.money import lag_s
 from cli.pod import guard
 from cli.providers import Terms
 from cli.runpod_provider import RunpodProvider
 from elchat import report
-from elchat.errors import AuthError
+from elchat.errors import AuthError, NoCapacityError
 from elchat.runs import Run
 from elchat_sim import FaultScript
 from tests.cloud_world import CloudWorld, make_run
@@ -306,6 +306,24 @@ def test_why_a_machine_did_not_start_is_told(tmp_path: Path):
         world.said
     )
     assert known(run).phase == "running"
+
+
+def test_a_late_machine_that_another_command_deletes_still_counts(tmp_path: Path, monkeypatch):
+    """`stop --all` and the reaper know its name, and so whose money it was."""
+    script = {"kind": "server_error", "is_pod_created": True, "appears_after_s": 300.0}
+    world = world_of(create=[{**script, "calls": [1]}, {"kind": "capacity"}])
+    run = make_run(tmp_path, "ataque", budget_usd=BUDGET, expected_hours=None)
+    provider = world.provider()
+    with pytest.raises(NoCapacityError):
+        provider.submit(run, Terms())
+    world.sim.sleep(300.0)
+    [late] = world.sim.live_pods()
+    now = world.sim.clock.now()
+    monkeypatch.setattr("time.time", world.sim.clock.now)
+    assert stop_all._delete(provider.client, strays.as_stray(provider.client.list_pods()[0]))["ok"]
+    assert late.deleted_at is not None
+    assert Ledger(run.path).spent(now) >= world.usd() > 0.0
+    settle(world, run)
 
 
 def test_the_reserve_is_never_less_than_ten_minutes():
