@@ -17,6 +17,7 @@ from tests.rented import Rental, cut_down, until
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(2000),
     pytest.mark.skipif(missing() is not None, reason=missing() or ""),
 ]
 BUDGET = 1.5
@@ -64,7 +65,7 @@ def test_a_random_script_with_real_ssh(rent: Callable[[dict[str, Any]], Rental],
         "train", "-c", str(rental.config), "--name", "azar", "--yes", "--max-restarts", "2"
     )
     home = rental.home / "runs" / "azar"
-    until(lambda: list(home.glob("checkpoints/*/step_*")) or command.poll() is not None, 200)
+    until(lambda: list(home.glob("checkpoints/*/step_*")) or command.poll() is not None, 500)
     rental.happen(**rng.choice(EVENTS))
     if rng.random() < 0.5:  # and the laptop dies too
         command.kill()
@@ -72,7 +73,7 @@ def test_a_random_script_with_real_ssh(rent: Callable[[dict[str, Any]], Rental],
         before = checkpoints.newest_verified(home)
         assert before
         command = rental.begin("resume", "azar", "--max-restarts", "2")
-    assert command.wait(300) == 0, rental.said()
+    assert command.wait(800) == 0, rental.said()
     run = rental.run("azar")
     known = record.load(run)
     assert known is not None
@@ -91,10 +92,10 @@ def test_the_guard_deletes_a_machine_the_laptop_forgot(rent: Callable[[dict[str,
         "--set", "compute.grace_minutes=0.2",
     )  # fmt: skip
     home = rental.home / "runs" / "sola"
-    until(lambda: list(home.glob("checkpoints/*/step_*")), 200)
+    until(lambda: list(home.glob("checkpoints/*/step_*")), 500)
     command.kill()
     command.wait(10)
-    until(lambda: not rental.sim.live_pods(), 200, "la guardia la borra")
+    until(lambda: not rental.sim.live_pods(), 500, "la guardia la borra")
     assert rental.sim.ledger.dollars() <= BUDGET
     shown = rental.elchat("status", "sola")
     assert shown.returncode == 0
