@@ -3,11 +3,12 @@
     python benchmarks/bench_engine.py --model FILE.gguf [--rounds 3] [--threads 2] [--text FILE]
         [--peers elchat-int8,llama-q8_0,...]
 
-Peers: transformers.generate (fp32), llama.cpp through `xllamacpp` (Q8_0 and Q4_0 made here from the
-same weights), `openvino-genai` if it can be imported. Each measurement is a fresh process; the
-peers take turns and medians are shown. Figures:
+Peers: transformers.generate (fp32 and bf16), llama.cpp through `xllamacpp` (Q8_0 and Q4_0 made here
+from the same weights), `openvino-genai` if it can be imported. Each measurement is a fresh process;
+the peers take turns and medians are shown. Figures:
 
     decode B   tokens/s of B replies of --tokens tokens at once, from 16-token prompts
+    first B    seconds until B prompts of 128 tokens, sent together, all have their first token
     prefill    512 / time to first token of a 512-token prompt
     busy       decode 1 while another process keeps one core busy, over decode 1
     limit      share of what the measured read bandwidth allows (elchat, decode 1)
@@ -24,21 +25,22 @@ import json
 import multiprocessing
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 BATCHES = (1, 4, 16)
 PEERS = (
-    "elchat-fp32", "elchat-int8", "elchat-int4", "transformers-fp32", "llama-q8_0", "llama-q4_0",
-    "openvino",
+    "elchat-fp32", "elchat-int8", "elchat-int4", "transformers-fp32", "transformers-bf16",
+    "llama-q8_0", "llama-q4_0", "openvino",
 )  # fmt: skip
-PREFILL_TOKENS, PROMPT_TOKENS = 512, 16
-SEED_TEXT = "El agua de los ríos baja de las montañas y llega al mar, donde el sol la evapora. "
+PREFILL_TOKENS, FIRST_TOKENS, PROMPT_TOKENS = 512, 128, 16
 
 
 def main() -> int:
@@ -69,6 +71,13 @@ def main() -> int:
         quality = run_one("quality", arguments, folder) if arguments.text else {}
     show(results, quality, arguments)
     return 0
+
+
+def prompts(n_tokens: int) -> Iterator[list[int]]:
+    """Random prompts without an end, the same for every peer: caches of prefixes find nothing."""
+    dice = random.Random(0)
+    while True:
+        yield dice.choices(range(1000, 9000), k=n_tokens)
 
 
 def run_one(peer: str, arguments: argparse.Namespace, folder: str) -> dict:
@@ -104,13 +113,12 @@ def measure(peer: str, arguments: argparse.Namespace) -> dict:
         write(PROMPT_TOKENS, 1, 8)  # warm
         figures: dict = {}
         for rows in BATCHES:
-            if name == "openvino" and rows > 1:
-                continue
             seconds = write(PROMPT_TOKENS, rows, arguments.tokens)
             figures[f"decode_{rows}"] = rows * arguments.tokens / seconds
+        for rows in BATCHES:
+            figures[f"first_{rows}_s"] = min(write(FIRST_TOKENS, rows, 1) for _ in range(2))
         seconds = min(write(PREFILL_TOKENS, 1, 1) for _ in range(2))
         figures["prefill"] = PREFILL_TOKENS / seconds
-        figures["first_token_s"] = seconds
         with busy_core():
             slowed = arguments.tokens / write(PROMPT_TOKENS, 1, arguments.tokens)
         figures["busy"] = slowed / figures["decode_1"]
@@ -130,17 +138,14 @@ def open_elchat(kind: str, arguments: argparse.Namespace):
     torch.set_num_threads(arguments.threads)
     engine = load_engine(arguments.model, weights=kind, context_tokens=1024)
     scheduler = Scheduler(engine, max_rows=max(BATCHES), max_queue=0)
-    words = engine.tokenizer.encode(SEED_TEXT * 60)
-    unique = iter(range(10**9))
+    source = prompts(PREFILL_TOKENS)
 
     def write(n_prompt: int, rows: int, n_tokens: int) -> float:
         params = SamplingParams(temperature=0.0, max_new_tokens=n_tokens)
         ended = [threading.Event() for _ in range(rows)]
         start = time.perf_counter()
         for end in ended:
-            offset = next(unique) % 500  # no two prompts share a prefix: nothing is cached
-            ids = words[offset : offset + n_prompt]
-            request = Request(ids, params, frozenset())
+            request = Request(next(source)[:n_prompt], params, frozenset())
             scheduler.submit(request, lambda e, end=end: e.finish and end.set())
         for end in ended:
             end.wait()
@@ -170,11 +175,12 @@ def open_transformers(kind: str, arguments: argparse.Namespace):
     folder = Path(os.environ["BENCH_FOLDER"]) / "hf"
     if not folder.exists():
         save_hf(loaded, folder, dtype=torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    words = loaded.tokenizer.encode(SEED_TEXT * 60)
+    dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    source = prompts(PREFILL_TOKENS)
 
     def write(n_prompt: int, rows: int, n_tokens: int) -> float:
-        ids = torch.tensor([words[i : i + n_prompt] for i in range(rows)])
+        ids = torch.tensor([next(source)[:n_prompt] for _ in range(rows)])
         start = time.perf_counter()
         with torch.inference_mode():
             model.generate(
@@ -197,12 +203,9 @@ def open_llama(kind: str, arguments: argparse.Namespace):
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = arguments.threads
     params.warmup, params.cache_prompt, params.verbosity = True, False, -1
     server = xllamacpp.Server(params)
-    words = SEED_TEXT.split() * 200
-    unique = iter(range(10**9))
+    source = prompts(PREFILL_TOKENS)
 
-    def one(n_prompt: int, n_tokens: int) -> None:
-        offset = next(unique) % 13
-        ids = [1000 + 7 * (i + offset) % 9000 for i in range(n_prompt)]
+    def one(ids: list[int], n_tokens: int) -> None:
         request = {
             "prompt": ids, "max_tokens": n_tokens, "n_predict": n_tokens, "temperature": 0.0,
             "ignore_eos": True, "cache_prompt": False,
@@ -212,7 +215,8 @@ def open_llama(kind: str, arguments: argparse.Namespace):
             raise RuntimeError(answer["error"])
 
     def write(n_prompt: int, rows: int, n_tokens: int) -> float:
-        threads = [threading.Thread(target=one, args=(n_prompt, n_tokens)) for _ in range(rows)]
+        sent = [(next(source)[:n_prompt], n_tokens) for _ in range(rows)]
+        threads = [threading.Thread(target=one, args=one_sent) for one_sent in sent]
         start = time.perf_counter()
         for thread in threads:
             thread.start()
@@ -220,26 +224,23 @@ def open_llama(kind: str, arguments: argparse.Namespace):
             thread.join()
         return time.perf_counter() - start
 
-    assert words
     yield write
 
 
 @contextlib.contextmanager
 def open_openvino(kind: str, arguments: argparse.Namespace):
     """`LLMPipeline` over the same GGUF."""
+    import numpy as np
+    import openvino
     import openvino_genai
 
     pipe = openvino_genai.LLMPipeline(
         str(arguments.model), "CPU", INFERENCE_NUM_THREADS=arguments.threads
     )
-    tokenizer = pipe.get_tokenizer()
-    text = SEED_TEXT * 60
+    source = prompts(PREFILL_TOKENS)
 
     def write(n_prompt: int, rows: int, n_tokens: int) -> float:
-        import numpy as np
-        import openvino
-
-        ids = tokenizer.encode(text).input_ids.data[:, :n_prompt].astype(np.int64)
+        ids = np.array([next(source)[:n_prompt] for _ in range(rows)], dtype=np.int64)
         inputs = openvino_genai.TokenizedInputs(
             openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids))
         )
@@ -368,20 +369,21 @@ def show(results: dict[str, list[dict]], quality: dict, arguments: argparse.Name
             for key in good[0]
         }
     read = figures["limit"]["read_gb_s"]["median"]
-    columns = [*(f"decode_{b}" for b in BATCHES), "prefill", "first_token_s", "busy"]
-    print(f"{'':18}" + "".join(f"{c:>15}" for c in columns) + f"{'limit':>9}")
+    columns = [*(f"decode_{b}" for b in BATCHES), *(f"first_{b}_s" for b in BATCHES)]
+    columns += ["prefill", "busy"]
+    print(f"{'':18}" + "".join(f"{c:>12}" for c in columns) + f"{'limit':>8}")
     for peer, found in figures.items():
         if peer == "limit":
             continue
         if "error" in found:
             print(f"{peer:18} {found['error']}")
             continue
-        cells = [f"{found[c]['median']:15.2f}" if c in found else f"{'-':>15}" for c in columns]
+        cells = [f"{found[c]['median']:12.3f}" if c in found else f"{'-':>12}" for c in columns]
         share = ""
         if "bytes_per_token" in found:
             used = found["decode_1"]["median"] * found["bytes_per_token"]["median"] / 1e9
             found["limit_share"] = used / read
-            share = f"{used / read:9.2f}"
+            share = f"{used / read:8.2f}"
         print(f"{peer:18}" + "".join(cells) + share)
     limit = {key: round(value["median"], 1) for key, value in figures["limit"].items()}
     print(f"limit: {limit}")

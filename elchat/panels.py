@@ -47,14 +47,6 @@ class Panels:
         """What one pass over the matrix reads."""
         return sum(t.numel() * t.element_size() for t in (self.data, self.scales) if t is not None)
 
-    def rows(self, index: Tensor) -> Tensor:
-        """Rows of an fp32 or int8 matrix in fp32, [..., K]."""
-        flat = index.reshape(-1)
-        rows = self.data[flat // PANEL, :, flat % PANEL].reshape(-1, self.k).float()
-        if self.scales is not None:
-            rows = (rows - 128.0) * self.scales.view(-1)[flat][:, None]
-        return rows.view(*index.shape, self.k)
-
 
 def panels(packed: Packed, bias: Tensor | None = None) -> Panels:
     """Lay a matrix out in panels; `data` is a view where the layout allows."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -154,18 +154,22 @@ class NativeRunner:
         weakref.finalize(self, _free, lib, self._model, pool)
 
     def embed(self, ids_BT: Sequence[Sequence[int]]) -> Tensor:
-        ids = torch.tensor(ids_BT)
         embedding = self._weights.embedding
-        return self._weights.head.rows(ids) if embedding is None else embedding[ids].float()
+        if embedding is not None:
+            return embedding[torch.tensor(ids_BT)].float()
+        n = len(ids_BT) * len(ids_BT[0])
+        x = torch.empty(len(ids_BT), len(ids_BT[0]), self.config.d_model)
+        ids = _int32s(i for row in ids_BT for i in row)
+        self._lib.rows(ctypes.addressof(self._head), ctypes.addressof(ids), n, x.data_ptr())
+        return x
 
     def run_layers(
         self, x_BTC: Tensor, rows: Rows, layers: range, hook: LayerHook | None = None
     ) -> Tensor:
         b, t, width = x_BTC.shape
         x = x_BTC.contiguous()
-        starts = torch.tensor(rows.starts, dtype=torch.int32)
-        slots = torch.tensor(rows.slots, dtype=torch.int32).repeat_interleave(t)
-        positions = (starts[:, None] + torch.arange(t, dtype=torch.int32)).reshape(-1)
+        slots = _int32s(slot for slot in rows.slots for _ in range(t))
+        positions = _int32s(start + i for start in rows.starts for i in range(t))
         effects = None
         kept: list[Tensor] = []
         if hook is not None:
@@ -178,7 +182,7 @@ class NativeRunner:
             assert start == 0 or effects is None
             self._lib.run(
                 self._model, x.data_ptr() + start * width * 4, n,
-                slots.data_ptr() + start * 4, positions.data_ptr() + start * 4,
+                ctypes.addressof(slots) + start * 4, ctypes.addressof(positions) + start * 4,
                 layers.start, layers.stop, effects,
             )  # fmt: skip
         return x
@@ -203,6 +207,11 @@ class NativeRunner:
         matrices = [_matrix(self._weights.layers[i][n]) for n in ("qkv", "out", "gate_up", "down")]
         tensors = (*self._weights.norms[i], self._k[i], self._v[i])
         return c.Layer(*matrices, *(t.data_ptr() for t in tensors))
+
+
+def _int32s(values: Iterable[int]) -> ctypes.Array[ctypes.c_int32]:
+    found = list(values)
+    return (ctypes.c_int32 * len(found))(*found)
 
 
 def fits_native(config: GPTConfig) -> bool:

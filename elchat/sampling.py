@@ -20,9 +20,10 @@ from elchat.errors import ConfigError
 from elchat.philox import Dice
 
 MAX_STOPS, MAX_STOP_CHARS, MAX_LOGPROBS = 16, 256, 20
-# Below the top by this much after temperature, a token weighs e^-18 of it: the nucleus is first
-# looked for above this line, and over the whole vocabulary only if it is not there.
-NUCLEUS_DEPTH = 18.0
+# Below the top by this much after temperature, a token weighs e^-6 of it: the nucleus is first
+# looked for above this line, then above the next, and over the whole vocabulary only if it is not
+# there. Most are found above the first, where a few hundred tokens are sorted and not all.
+NUCLEUS_DEPTHS = (6.0, 18.0)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Sampler:
         """The reply's token number `step` from raw logits, [V] fp32; they are not changed."""
         logits = self._adjusted(logits_V)
         if not self.temperature:
-            return int(logits.argmax())
+            return int(logits.numpy().argmax())  # several times faster than torch's
         scaled = logits / self.temperature
         ids, values = candidates(scaled, self.params)
         if len(ids) == 1:
@@ -158,9 +159,11 @@ def candidates(scaled_V: Tensor, params: SamplingParams) -> tuple[np.ndarray, np
         whole = scaled_V.topk(params.top_k).values[-1]
         found = _survivors(scaled_V, whole, params, True)
     else:
-        deep = scaled_V.max() - NUCLEUS_DEPTH
-        found = _survivors(scaled_V, deep, params, False)
-        found = found or _survivors(scaled_V, whole, params, True)
+        for depth in NUCLEUS_DEPTHS:
+            found = _survivors(scaled_V, scaled_V.max() - depth, params, False)
+            if found is not None:
+                return found
+        found = _survivors(scaled_V, whole, params, True)
     assert found is not None  # the whole vocabulary holds any nucleus
     return found
 

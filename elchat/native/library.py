@@ -81,6 +81,7 @@ class Library:
         self.pool_free = _typed(dll.elchat_pool_free, None, _pointer)
         self.model_new = _typed(dll.elchat_model_new, _pointer, *[_pointer] * 5)
         self.model_free = _typed(dll.elchat_model_free, None, _pointer)
+        self.rows = _typed(dll.elchat_rows, None, _pointer, _pointer, _int32, _pointer)
         self.run = _typed(
             dll.elchat_model_run, None,
             _pointer, _pointer, _int32, _pointer, _pointer, _int32, _int32, _pointer,

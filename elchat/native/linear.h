@@ -75,6 +75,21 @@ inline void quantize_row(const Matrix &w, const float *x, const Operand &to, int
     }
 }
 
+// Row `index` of an fp32 or int8 matrix: an embedding.
+inline void copy_row(const Matrix &w, int index, float *out) {
+    const size_t start = size_t(index / kPanel) * w.k * kPanel;
+    const int lane = index % kPanel;
+    if (w.kind == kFp32) {
+        const float *p = static_cast<const float *>(w.weights) + start + lane;
+        for (int i = 0; i < w.k; i++) out[i] = p[i * kPanel];
+        return;
+    }
+    const uint8_t *p = static_cast<const uint8_t *>(w.weights) + start + lane * 4;
+    const float scale = static_cast<const float *>(w.scales)[index];
+    for (int i = 0; i < w.k; i++)
+        out[i] = static_cast<float>(p[i / 4 * kPanel * 4 + i % 4] - 128) * scale;
+}
+
 // One core asks for memory this far ahead: half as much again as it reads without.
 inline void fetch(const void *p) { __builtin_prefetch(static_cast<const char *>(p) + kFetchAheadBytes); }
 

@@ -295,6 +295,12 @@ void elchat_model_run(void *model, float *x, int32_t count, const int32_t *slot,
     static_cast<elchat::Model *>(model)->run(x, {count, slot, position}, begin, end, effects);
 }
 
+// out[count, k]: rows of an fp32 or int8 matrix.
+void elchat_rows(const elchat::Matrix *matrix, const int32_t *index, int32_t count, float *out) {
+    for (int i = 0; i < count; i++)
+        elchat::copy_row(*matrix, index[i], out + size_t(i) * matrix->k);
+}
+
 void elchat_model_finish(void *model, const elchat::Matrix *head, const float *norm,
                          const float *x, int32_t count, float *normed, float *logits) {
     static_cast<elchat::Model *>(model)->finish(*head, norm, x, count, normed, logits);

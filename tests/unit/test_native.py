@@ -57,9 +57,12 @@ def test_panels_hold_the_matrix(kind, n):
     assert found.bias is not None
     assert found.bias.view(-1)[:n].tolist() == list(range(n))
     assert found.bias.view(-1)[n:].tolist() == [0.0] * (-n % 32)
-    if kind != "int4":
-        every = torch.arange(n).view(1, n)
-        assert torch.equal(found.rows(every)[0], packed.dequantize())
+    if kind == "fp32":
+        assert torch.equal(found.data.transpose(1, 2).reshape(-1, 96)[:n], weight)
+        return
+    if kind == "int8":
+        grid = found.data.transpose(1, 2).reshape(-1, 96)[:n].to(torch.int16) - 128
+        assert torch.equal(grid.to(torch.int8), packed.integers())
         return
     low, high = found.data & 15, found.data >> 4  # [P, K / 8, 32, 4]
     grid = torch.stack((low, high), dim=3).permute(0, 2, 1, 3, 4).reshape(-1, 96)
@@ -67,6 +70,16 @@ def test_panels_hold_the_matrix(kind, n):
     assert found.scales is not None
     assert packed.scales is not None
     assert torch.equal(found.scales.transpose(1, 2).reshape(-1, 3)[:n], packed.scales)
+
+
+@pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_embeddings_are_rows_of_the_head(weights):
+    loaded = toys.loaded("smollm")
+    expected = pack(loaded.model.head_weight_VC, weights).dequantize()
+    runner = make_engine("smollm", "compiled", weights).runner(1, 16)
+    ids = [[0, 31, 32, 447], [5, 5, 100, 64]]
+    assert torch.equal(runner.embed(ids), expected[torch.tensor(ids)])
 
 
 def test_interleaved_rows_alternate_by_sixteen():
