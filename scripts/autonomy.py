@@ -21,7 +21,7 @@ import torch
 from elchat.autonomy import Autonomy, store
 from elchat.errors import DataError, ElchatError
 from elchat.files import write_json
-from elchat.lab import ablation, abstention, card, cost, diversity, mood_eval, texts
+from elchat.lab import ablation, abstention, card, cost, diversity, mood_eval, texts, volition
 from elchat.training import mood_data
 from elchat.training.mood import MoodRecipe, train_mood
 from elchat.weights import LoadedModel, load_model
@@ -135,7 +135,9 @@ def run_train(args: Arguments) -> tuple[Any, str]:
     autonomy.mood, report = trained
     autonomy.settings = replace(autonomy.settings, mood_gain=1.0)
     facts = {"recipe": asdict(recipe), "report": vars(report), "conversations": len(talks)}
-    store.save(autonomy, folder, model_path=args.model, notes={"training": facts})
+    autonomy.volition, silence = volition.teach(loaded, autonomy, progress=Ticker("silencio").show)
+    notes = {"training": facts, "volition": silence}
+    store.save(autonomy, folder, model_path=args.model, notes=notes)
     return facts, f"Ánimo entrenado y escrito en {folder}: {report.tokens} tokens."
 
 

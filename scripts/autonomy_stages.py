@@ -12,7 +12,7 @@ from elchat.autonomy.training_knobs import TrainingKnobs
 from elchat.config import Config
 from elchat.data.sources import Conversation, iter_documents
 from elchat.gpt import GPT
-from elchat.lab import ablation, texts
+from elchat.lab import ablation, texts, volition
 from elchat.philox import Dice
 from elchat.training import mood_data
 from elchat.training.mood import MoodRecipe, train_mood
@@ -97,7 +97,13 @@ def teach_mood(
     if trained is None:
         return None
     mood, report = trained
-    return replace(autonomy, mood=mood), {"recipe": asdict(recipe), "report": vars(report)}
+    taught = replace(autonomy, mood=mood)
+    notes: dict[str, Any] = {"recipe": asdict(recipe), "report": vars(report)}
+    if config.autonomy.max_silence_rate:
+        taught.volition, notes["volition"] = volition.teach(loaded, taught)
+        told = 100 * notes["volition"]["accuracy"]
+        reporter.log(f"[ánimo] cuándo callar: acierta {told:.0f} % de lo apartado")
+    return taught, notes
 
 
 def write(autonomy: Autonomy, folder: Path, notes: dict[str, Any]) -> list[Path]:

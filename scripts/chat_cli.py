@@ -87,23 +87,26 @@ def chat(arguments: argparse.Namespace) -> int:
     is_interactive = sys.stdin.isatty() and arguments.prompt is None
     screen = Screen(is_plain=arguments.plain)
     message = None if is_interactive else piped_message(arguments.prompt)
-    engine, mood = open_engine(arguments)
+    engine, mood, model_id = open_engine(arguments)
     with contextlib.closing(Scheduler(engine, max_rows=1, max_queue=1)) as scheduler:
-        session = Session(scheduler, params, arguments.system, mood, tools=arguments.tools)
+        session = Session(
+            scheduler, params, arguments.system, mood, tools=arguments.tools, model_id=model_id
+        )
         if message is None:
             converse(session, screen)
             return 0
         return answer_once(session, screen, message, arguments)
 
 
-def open_engine(arguments: argparse.Namespace) -> tuple[Engine, TerminalMood | None]:
-    """The model asked for, or the newest run's, and its mood if it was taught one."""
+def open_engine(arguments: argparse.Namespace) -> tuple[Engine, TerminalMood | None, str]:
+    """The model asked for, or the newest run's; its mood if it was taught one; its identity."""
     path = find_model(arguments.model or str(find(None).path))
     engine = load_engine(path, weights=arguments.weights or "auto")
     autonomy = store.load(path, engine.config)
-    if autonomy.mood is None:
-        return engine, None
-    return engine, TerminalMood(autonomy.open(), engine.tokenizer.decode)
+    mood = None
+    if autonomy.mood is not None:
+        mood = TerminalMood(autonomy.open(), engine.tokenizer.decode)
+    return engine, mood, autonomy.model_id
 
 
 def piped_message(prompt: str | None) -> str:

@@ -2,13 +2,15 @@
 
     python -m scripts.replay FILE MODEL [--json]
 
-What `elchat replay` starts. The laboratory's decoder runs it, one row at a time: what else a
-server was doing when it was recorded would otherwise be part of the result.
+What `elchat replay` starts. The receipt of a chat (`/recibo`) is done again by the engine, with one
+row; the record of a conversation by the laboratory's decoder. What else a server was doing when it
+was recorded would otherwise be part of the result.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -18,9 +20,15 @@ from typing import Any
 import torch
 
 from elchat.autonomy import Conversation, store
-from elchat.autonomy.replay import Run, load_replay, run_replay
+from elchat.autonomy.replay import Outcome, Run, load_replay, run_replay
+from elchat.autonomy.terminal import TerminalMood
+from elchat.engine import load_engine
 from elchat.errors import ElchatError
 from elchat.lab.decoder import Decoder, Sampling
+from elchat.sampling import SamplingParams
+from elchat.scheduler import Scheduler
+from elchat.terminal import journal
+from elchat.terminal.session import Session
 from elchat.weights import LoadedModel, load_model
 
 
@@ -32,10 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", dest="as_json")
     args = parser.parse_args(argv)
     try:
-        replay = load_replay(args.file)
-        loaded = load_model(args.model, dtype=torch.float32)
-        autonomy = store.load(args.model, loaded.model.config)
-        outcome = run_replay(replay, autonomy, runner(loaded))
+        outcome = (chat if journal.is_receipt(args.file) else record)(args.file, args.model)
     except ElchatError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
@@ -48,6 +53,33 @@ def main(argv: list[str] | None = None) -> int:
     else:
         print(f"Idéntica byte a byte: {len(outcome.replies)} turnos.")
     return 1 if differences else 0
+
+
+def record(file: Path, model: Path) -> Outcome:
+    """A conversation saved by the library."""
+    replay = load_replay(file)
+    loaded = load_model(model, dtype=torch.float32)
+    autonomy = store.load(model, loaded.model.config)
+    return run_replay(replay, autonomy, runner(loaded))
+
+
+def chat(file: Path, model: Path) -> journal.ChatOutcome:
+    """A chat, by an engine set up as it was."""
+    receipt = journal.load(file)
+    torch.set_num_threads(int(receipt.engine.get("threads", 1)))
+    engine = load_engine(
+        model,
+        context_tokens=receipt.engine.get("context_tokens"),
+        weights=receipt.engine.get("weights", "auto"),
+        compile=bool(receipt.engine.get("is_compiled")),
+    )
+    autonomy = store.load(model, engine.config)
+    mood = None
+    if autonomy.mood is not None:
+        mood = TerminalMood(autonomy.open(), engine.tokenizer.decode)
+    with contextlib.closing(Scheduler(engine, max_rows=1, max_queue=1)) as scheduler:
+        session = Session(scheduler, SamplingParams(), mood=mood, model_id=autonomy.model_id)
+        return journal.do_again(receipt, session)
 
 
 def runner(loaded: LoadedModel) -> Run:

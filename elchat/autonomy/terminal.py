@@ -80,6 +80,12 @@ class TerminalMood:
         """Back to before the last turn."""
         self.talk.rewind(max(0, len(self.talk.records) - 1))
 
+    def bits(self) -> str | None:
+        """The mood as it stands, in hexadecimal; None for a model without one."""
+        if self.talk.autonomy.mood is None:
+            return None
+        return self.talk.mood.vector_bytes().hex()
+
     def _put_on(self, name: str) -> None:
         try:
             axes = preset(name)

@@ -135,6 +135,11 @@ class Turn:
         return self._effects
 
     @property
+    def user_C(self) -> Tensor | None:
+        """The user's turn as the silence head sees it, once appraised; None without a mood."""
+        return self._user_C
+
+    @property
     def spans(self) -> list[Span]:
         """History and this turn."""
         return [

@@ -9,19 +9,16 @@ Source of the labelling: CRaFT (arXiv 2410.06913).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from elchat.autonomy import Autonomy, Settings
 from elchat.autonomy.distress import flatten
 from elchat.autonomy.silence import Head, epistemic_features, risk_control_threshold
-from elchat.hooks import Decision
 from elchat.lab.decoder import Sampling
+from elchat.lab.heads import Spy, fit_head, probabilities
 from elchat.lab.mood_eval import Speaker
 from elchat.lab.stats import area_under_roc, augrc
 from elchat.weights import LoadedModel
@@ -29,15 +26,7 @@ from elchat.weights import LoadedModel
 QUESTIONS = Path(__file__).parent / "data" / "preguntas.tsv"
 K = 6
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=14)
-RIDGE = 30.0
 SPLITS = 100
-
-
-@dataclass
-class _Spy:
-    """Notes what the engine shows at the decision."""
-
-    seen: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
 
 def read_questions(path: Path = QUESTIONS) -> list[tuple[str, list[str]]]:
@@ -58,13 +47,13 @@ def observe(
     rows = []
     for i, (question, answers) in enumerate(questions):
         ids = speaker.prompt(question)
-        spy = _Spy()
+        spy = Spy()
         hooks = []
         for k in range(K):
             talk = autonomy.open(Settings(), seed=k, conversation=question)
             hook = talk.turn(ids, [0], text=question)
             if k == 0:
-                vars(hook)["decide"] = _spying(hook.decide, spy)
+                spy.watch(hook)
             hooks.append(hook)
         written = speaker.decoder.write(ids, hooks, SAMPLING)
         said = [flatten(loaded.tokenizer.decode(list(one.ids))) for one in written]
@@ -74,36 +63,6 @@ def observe(
         rows.append({"features": features.numpy(), "right": float(right)})
         progress(i + 1, len(questions))
     return rows
-
-
-def _spying(
-    decide: Callable[..., Decision], spy: _Spy
-) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Decision]:
-    def noted(middle: torch.Tensor, top: torch.Tensor, logits: torch.Tensor) -> Decision:
-        spy.seen = (middle.clone(), top.clone(), logits.clone())
-        return decide(middle, top, logits)
-
-    return noted
-
-
-def fit_head(features_NF: NDArray[np.float64], is_wrong_N: NDArray[np.bool_]) -> Head:
-    """Ridge logistic regression of "it will be wrong", in the dual (few items, many features)."""
-    mean, scale = features_NF.mean(0), features_NF.std(0) + 1e-6
-    x = (features_NF - mean) / scale
-    y = is_wrong_N.astype(float)
-    gram = x @ x.T / x.shape[1]
-    a, bias = np.zeros(len(y)), 0.0
-    for _ in range(400):
-        p = 1 / (1 + np.exp(-(gram @ a + bias)))
-        a -= 0.3 * ((p - y) + a * RIDGE / x.shape[1])
-        bias -= 0.3 * float((p - y).mean())
-    head = Head(features_NF.shape[1])
-    with torch.no_grad():
-        head.linear.weight.copy_(torch.from_numpy(x.T @ a / x.shape[1])[None])
-        head.linear.bias.fill_(bias)
-        head.mean_F.copy_(torch.from_numpy(mean))
-        head.scale_F.copy_(torch.from_numpy(scale))
-    return head
 
 
 def judge(rows: Sequence[dict[str, Any]], *, alpha: float = 0.1) -> dict[str, Any]:
@@ -121,7 +80,7 @@ def judge(rows: Sequence[dict[str, Any]], *, alpha: float = 0.1) -> dict[str, An
         clear = np.array([not 0.2 <= rows[i]["right"] < 0.8 for i in fit])
         known = fit[clear] if clear.sum() > 10 else fit
         head = fit_head(features[known], wrong[known])
-        p = _probabilities(head, features)
+        p = probabilities(head, features)
         threshold = risk_control_threshold(p[calibrate], wrong[calibrate], alpha)
         answered = p[test] < threshold
         figures = {
@@ -152,10 +111,5 @@ def finish(rows: Sequence[dict[str, Any]], *, alpha: float) -> tuple[Head, float
     wrong = np.array([row["right"] < 0.5 for row in rows])
     half = np.arange(len(rows)) % 2 == 0
     head = fit_head(features[half], wrong[half])
-    p = _probabilities(head, features)
-    return head.requires_grad_(False), risk_control_threshold(p[~half], wrong[~half], alpha)
-
-
-def _probabilities(head: Head, features_NF: NDArray[np.float64]) -> NDArray[np.float64]:
-    with torch.no_grad():
-        return torch.sigmoid(head(torch.from_numpy(features_NF))).double().numpy()
+    p = probabilities(head, features)
+    return head, risk_control_threshold(p[~half], wrong[~half], alpha)

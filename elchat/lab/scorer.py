@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elchat.autonomy.distress import flatten
+from elchat.lab import logistic
 
 SENTENCES = Path(__file__).parent / "data" / "agrado.tsv"
 REPLIES = SENTENCES.with_name("replicas.tsv")
 BUCKETS = 1 << 14
 LENGTHS = (2, 3, 4, 5)
 RIDGE = 0.1
-STEPS = 15
 
 
 @dataclass(frozen=True)
@@ -59,29 +59,9 @@ def read_sentences(path: Path = SENTENCES) -> list[tuple[bool, str]]:
 
 def fit(sentences: Sequence[tuple[bool, str]]) -> Scorer:
     """The ear that some sentences make."""
-    return _fit(
-        np.stack([features(text) for _, text in sentences]),
-        np.array([is_pleasant for is_pleasant, _ in sentences], dtype=float),
-    )
-
-
-def _fit(x_NF: NDArray[np.float64], y_N: NDArray[np.float64]) -> Scorer:
-    """Ridge logistic regression by Newton's method in the dual: few sentences, many buckets."""
-    middle_F = x_NF.mean(0)
-    x_NF = x_NF - middle_F
-    gram_NN = x_NF @ x_NF.T
-    a_N, bias = np.zeros(len(y_N)), 0.0
-    for _ in range(STEPS):
-        logit_N = gram_NN @ a_N + bias
-        p_N = 1 / (1 + np.exp(-logit_N))
-        spread_N = np.maximum(p_N * (1 - p_N), 1e-6)
-        target_N = logit_N + (y_N - p_N) / spread_N
-        sides = np.stack((target_N, np.ones_like(y_N)), 1)
-        u_N, v_N = np.linalg.solve(gram_NN + np.diag(RIDGE / spread_N), sides).T
-        bias = float(u_N.sum() / v_N.sum())
-        a_N = u_N - bias * v_N
-    weight_F = x_NF.T @ a_N
-    return Scorer(weight_F, bias - float(middle_F @ weight_F))
+    x_NF = np.stack([features(text) for _, text in sentences])
+    y_N = np.array([is_pleasant for is_pleasant, _ in sentences], dtype=float)
+    return Scorer(*logistic.fit(x_NF, y_N, RIDGE))
 
 
 @cache
@@ -99,7 +79,7 @@ def cross_validated_accuracy(folds: int = 10) -> float:
     hits = 0
     for fold in range(folds):
         seen, left = fold_N != fold, fold_N == fold
-        ear = _fit(x_NF[seen], y_N[seen])
+        ear = Scorer(*logistic.fit(x_NF[seen], y_N[seen], RIDGE))
         hits += int((((x_NF[left] @ ear.weight_F + ear.bias) > 0) == y_N[left]).sum())
     return hits / len(sentences)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from elchat.errors import DataError
+from elchat.terminal import journal
 from elchat.terminal.session import Session
 
+DICE_BITS = 63
 NO_MOOD = "Este modelo no tiene humor: es el modelo a secas, sin autonomía entrenada."
 
 
@@ -122,11 +125,24 @@ def _system(argument: str, session: Session) -> Outcome:
 def _mood(argument: str, session: Session) -> Outcome:
     if session.mood is None:
         return Outcome(NO_MOOD)
-    return Outcome(session.mood.change(argument) if argument else session.mood.describe())
+    return Outcome(session.change_mood(argument) if argument else session.mood.describe())
 
 
 def _dice(argument: str, session: Session) -> Outcome:
-    return Outcome(_dice_of(session))
+    if not session.seeds:
+        raise DataError("Todavía no hay ninguna respuesta cuyos dados volver a tirar.")
+    seed = session.seeds[-1]
+    text = session.undo()
+    return Outcome(
+        f"Los de antes eran {seed}; otros dados:", ask=text, seed=secrets.randbits(DICE_BITS)
+    )
+
+
+def _receipt(argument: str, session: Session) -> Outcome:
+    path = _path(argument, "recibo")
+    n = journal.save(path, session)
+    told = "1 respuesta" if n == 1 else f"{n} respuestas"
+    return Outcome(f"Recibo de {told} en {path}. Se comprueba con: elchat replay {path} MODELO")
 
 
 def _repeat(argument: str, session: Session) -> Outcome:
@@ -183,7 +199,7 @@ COMMANDS = {
     "nuevo": _Command("/nuevo", "empieza otra conversación", _new),
     "guardar": _Command("/guardar ARCHIVO", "escribe la conversación en un archivo", _save),
     "cargar": _Command("/cargar ARCHIVO", "sigue una conversación guardada", _load),
-    "semilla": _Command("/semilla [N|libre]", "fija los dados, o los suelta", _seed),
+    "semilla": _Command("/semilla [N|libre]", "qué dados hay; los fija, o los suelta", _seed),
     "temp": _Command("/temp [T]", "cuánto azar: 0, ninguno; 0,7, normal", _temperature),
     "deshacer": _Command("/deshacer", "quita la última pregunta y su respuesta", _undo),
     "otra": _Command("/otra", "otra respuesta a lo mismo", _again),
@@ -191,7 +207,8 @@ COMMANDS = {
     "editar": _Command("/editar [TEXTO]", "cambia la última pregunta", _edit),
     "sistema": _Command("/sistema [TEXTO|nada]", "cambia el mensaje de sistema", _system),
     "humor": _Command("/humor [DESEO]", "de qué humor está, si lo tiene", _mood),
-    "dados": _Command("/dados", "con qué dados se escribió", _dice),
+    "dados": _Command("/dados", "vuelve a tirar los dados de la última respuesta", _dice),
     "repite": _Command("/repite", "la misma respuesta, con los mismos dados", _repeat),
+    "recibo": _Command("/recibo ARCHIVO", "guarda con qué repetir la charla byte a byte", _receipt),
     "salir": _Command("/salir", "termina", _leave),
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from elchat.chat_format import Message, validate_messages
 from elchat.engine import Event, Prompt, Request, Usage
@@ -35,6 +35,9 @@ class Mood(Protocol):
     def undo(self) -> None:
         """Go back to where it was before the last turn."""
 
+    def bits(self) -> str | None:
+        """The mood as it stands, to be compared; None without one."""
+
 
 @dataclass
 class Session:
@@ -45,6 +48,8 @@ class Session:
         messages: system, user, assistant in turns; the last may be a user's while it is answered.
         seeds: of each reply, in order.
         n_forgotten: messages left out of the last prompt because they did not fit.
+        model_id: identity of the weights, for receipts.
+        steps: everything done so far, for receipts (see `elchat.terminal.journal`).
     """
 
     scheduler: Scheduler
@@ -56,11 +61,14 @@ class Session:
     seeds: list[int] = field(default_factory=list)
     last_usage: Usage | None = None
     n_forgotten: int = 0
+    model_id: str = ""
+    steps: list[dict[str, Any]] = field(default_factory=list)
     name: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def reset(self) -> None:
         """Begin again; the system message stays."""
         self.messages, self.seeds, self.last_usage, self.n_forgotten = [], [], None, 0
+        self.steps.append({"do": "new"})
         self.name = secrets.token_hex(8)
 
     def ask(
@@ -77,7 +85,7 @@ class Session:
         """
         self.messages.append({"role": "user", "content": text})
         try:
-            yield from self._reply("", started, seed)
+            yield from self._reply(text, "", started, seed)
         except BaseException:
             if self.messages and self.messages[-1]["role"] == "user":
                 self.messages.pop()
@@ -89,7 +97,7 @@ class Session:
             raise DataError("Todavía no hay ninguna respuesta que seguir.")
         said = self.messages.pop()["content"]
         try:
-            yield from self._reply(said, started, None)
+            yield from self._reply(None, said, started, None)
         except BaseException:
             if self.messages[-1]["role"] == "user":
                 self.messages.append({"role": "assistant", "content": said})
@@ -103,12 +111,31 @@ class Session:
         """
         if not self.messages:
             raise DataError("No hay nada que deshacer: la conversación está vacía.")
+        self.steps.append({"do": "undo"})
         self.messages.pop()
         if self.seeds:
             self.seeds.pop()
         if self.mood is not None:
             self.mood.undo()
         return self.messages.pop()["content"]
+
+    def change_mood(self, wish: str) -> str:
+        """Obey `/humor WISH` and say what was done.
+
+        Raises:
+            ElchatError: it makes no sense, or there is no mood; nothing has changed.
+        """
+        if self.mood is None:
+            raise DataError("Este modelo no tiene humor.")
+        told = self.mood.change(wish)
+        self.steps.append({"do": "mood", "wish": wish})
+        return told
+
+    def take(self, messages: list[Message], system: str | None) -> None:
+        """Go on from other messages."""
+        self.reset()
+        self.steps[-1] = {"do": "load", "messages": [*messages], "system": system}
+        self.messages, self.system = [*messages], system
 
     def save(self, path: Path) -> None:
         """Write the conversation as JSON.
@@ -146,13 +173,15 @@ class Session:
         messages = data.get("messages")
         checked = validate_messages(messages, where=str(path)) if messages else []
         seeds, system = data.get("seeds"), data.get("system")
-        self.reset()
-        self.messages = checked
-        self.system = system if isinstance(system, str) else None
+        self.take(checked, system if isinstance(system, str) else None)
         self.seeds = [s for s in seeds if isinstance(s, int)] if isinstance(seeds, list) else []
 
     def _reply(
-        self, said: str, started: Callable[[Ticket], None], seed: int | None
+        self,
+        asked: str | None,
+        said: str,
+        started: Callable[[Ticket], None],
+        seed: int | None,
     ) -> Iterator[Event]:
         engine = self.scheduler.engine
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
@@ -177,4 +206,21 @@ class Session:
                 self.last_usage = event.usage
                 self.messages.append({"role": "assistant", "content": text})
                 self.seeds = [*self.seeds[: len(self.messages) // 2 - 1], dice]
+                self._note(asked, request.params, event, text)
             yield event
+
+    def _note(self, asked: str | None, params: SamplingParams, event: Event, reply: str) -> None:
+        """Write a reply down, with all that it depended on."""
+        self.steps.append(
+            {
+                "do": "go_on" if asked is None else "ask",
+                "text": asked,
+                "system": self.system,
+                "tools": self.tools,
+                "params": {**asdict(params), "stop": list(params.stop)},
+                "reply": reply,
+                "finish": event.finish,
+                "n_tokens": event.usage.completion_tokens if event.usage else 0,
+                "mood": None if self.mood is None else self.mood.bits(),
+            }
+        )

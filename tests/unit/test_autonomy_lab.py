@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from elchat.autonomy.distress import flatten
+from elchat.autonomy.distress import flatten, is_distress
 from elchat.autonomy.style import lexicon
-from elchat.lab import ablation, cost, scorer, stats
+from elchat.lab import ablation, cost, logistic, mood_eval, scorer, stats, volition
 from elchat.lab.texts import losses
 from elchat.training.mood_data import read_banks
 from tests import autonomy_toys as toys
+from tests import toys as family_toys
 
 
 def words(text: str) -> list[str]:
@@ -35,7 +37,7 @@ def test_the_scorer_shares_no_three_words_running_with_what_the_mood_is_trained_
     texts = [
         t for style in banks["estilos"].values() for k in ("aperturas", "cierres") for t in style[k]
     ]
-    texts += [t for q in banks["preguntas"] for t in q]
+    texts += [t for key in ("preguntas", "preguntas_con_tono") for q in banks[key] for t in q]
     texts += [t for event in banks["sucesos"].values() for t in event["respuestas"]]
     trained = set().union(*(runs(text) for text in texts))
     assert [t for _, t in scorer.read_sentences() if runs(t) & trained] == []
@@ -121,3 +123,46 @@ def test_a_knob_at_zero_costs_exactly_nothing_and_all_of_them_something():
         assert levels["2"]["value"] != 0.0, knob
     again = cost.costs(gpt, autonomy, {"es": documents()}, seed=1)["es"]
     assert again == found
+
+
+def test_a_ridge_logistic_regression_is_at_its_minimum():
+    generator = np.random.default_rng(0)
+    x, ridge = generator.normal(size=(40, 90)), 0.5
+    y = (x[:, 0] + 0.3 * generator.normal(size=40) > 0).astype(float)
+    weight, bias = logistic.fit(x, y, ridge)
+    error = 1 / (1 + np.exp(-(x @ weight + bias))) - y
+    assert np.abs(x.T @ error + ridge * weight).max() < 1e-4
+    assert abs(error.sum()) < 1e-4
+
+
+def test_the_ear_tells_replies_it_was_never_fitted_to():
+    assert scorer.accuracy_on_replies() > 0.8
+    fitted = {text for _, text in scorer.read_sentences()}
+    assert fitted.isdisjoint(text for _, text in scorer.read_sentences(scorer.REPLIES))
+
+
+def test_what_is_measured_on_was_never_trained_on():
+    banks = read_banks()
+    asked = {q[0] for key in ("preguntas", "preguntas_con_tono") for q in banks[key]}
+    assert asked.isdisjoint(mood_eval.neutral_questions(40))
+    trained = {m for event in banks["sucesos"].values() for m in event["mensajes"]}
+    blows = mood_eval.blows()
+    assert {event: len(said) for event, said in blows.items()} == {"elogio": 12, "insulto": 12}
+    assert trained.isdisjoint(blows["elogio"] + blows["insulto"])
+
+
+def test_a_head_learns_when_to_be_silent_and_its_figures_are_held_out():
+    loaded = family_toys.loaded("smollm", n_layers=4, max_positions=2048)
+    made = replace(toys.autonomy(), shape=loaded.model.config, volition=None)
+    made.mood = toys.mood(shape=loaded.model.config)
+    head, facts = volition.teach(loaded, made)
+    assert facts["n"] == len(volition.read_examples()) == len(set(volition.read_examples()))
+    assert facts["n_apt"] > 40
+    seen = volition.observe(loaded, made, ["Vale.", "Vale."])
+    assert np.array_equal(seen[0], seen[1])
+    assert head(torch.from_numpy(seen)).shape == (2,)
+
+
+def test_no_example_of_apt_silence_is_one_that_is_always_answered():
+    for is_apt, message in volition.read_examples():
+        assert not (is_apt and ("?" in message or is_distress(message)))
