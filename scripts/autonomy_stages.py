@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from elchat.weights import LoadedModel
 ABLATION_TOKENS = 2000
 COMPOSED = 240  # conversations that teach the axes; the run's own come on top
 OWN_CONVERSATIONS = 200
+OWN_DOCUMENTS, READ_DOCUMENTS, LONG_CHARS = 60, 300, 800  # a mood learns from long texts too
 
 
 def is_on(config: Config) -> bool:
@@ -92,7 +94,13 @@ def teach_mood(
     )
     talks = [*_own(config), *mood_data.compose(COMPOSED, seed=config.training.seed)]
     trained = train_mood(
-        loaded, talks, recipe, root=root, log=reporter.log, should_stop=reporter.should_stop
+        loaded,
+        talks,
+        recipe,
+        documents=_documents(config),
+        root=root,
+        log=reporter.log,
+        should_stop=reporter.should_stop,
     )
     if trained is None:
         return None
@@ -111,6 +119,18 @@ def write(autonomy: Autonomy, folder: Path, notes: dict[str, Any]) -> list[Path]
     store.save(autonomy, folder, notes=notes)
     paths = [folder / name for name in (store.WEIGHTS_FILE, store.FACTS_FILE)]
     return [path for path in paths if path.exists()]
+
+
+def _documents(config: Config) -> list[str]:
+    """Some of the long texts the run reads in continued pretraining, if it does."""
+    if config.autonomy.edition != "full" or not config.training.cpt.enabled:
+        return []
+    found: list[str] = []
+    for source in config.data.cpt:
+        for item in islice(iter_documents(source, kind="cpt"), READ_DOCUMENTS):
+            if len(item.text) > LONG_CHARS:
+                found.append(item.text)
+    return found[:OWN_DOCUMENTS]
 
 
 def _own(config: Config) -> list[list[mood_data.Exchange]]:

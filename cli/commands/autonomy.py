@@ -45,6 +45,18 @@ def evaluate(model: Model, to: To = None, as_json: AsJson = False) -> None:
 
 
 @app.command(cls=SpanishCommand)
+def abstain(model: Model, to: To = None, as_json: AsJson = False) -> None:
+    """Le enseña a decir «no lo sé» y mide si sabe cuándo."""
+    _run("abstain", model, to, as_json)
+
+
+@app.command(cls=SpanishCommand)
+def diversity(model: Model, to: To = None, as_json: AsJson = False) -> None:
+    """Compara la diversidad a igual calidad con la de la temperatura."""
+    _run("diversity", model, to, as_json)
+
+
+@app.command(cls=SpanishCommand)
 def card(model: Model, to: To = None, as_json: AsJson = False) -> None:
     """Escribe la ficha de autonomía con todo lo medido."""
     _run("card", model, to, as_json)

@@ -34,7 +34,15 @@ from elchat.hooks import Film, LayerEffect
 from elchat.philox import Dice, Stream
 from elchat.training.mood_cell import CellFit, Padded, fit_cell, unroll
 from elchat.training.mood_data import Exchange
-from elchat.training.mood_examples import Example, encode, measure_constants, pools_of
+from elchat.training.mood_examples import (
+    READ_TOKENS,
+    SEGMENT_TOKENS,
+    Example,
+    encode,
+    encode_document,
+    measure_constants,
+    pools_of,
+)
 from elchat.training.mood_free import FreeDimensions, kl_with_free_bits
 from elchat.training.optim import Optimizers
 from elchat.weights import LoadedModel
@@ -43,7 +51,7 @@ IGNORED = -100
 LONGEST_TOKENS, FEWEST_CONVERSATIONS = 1024, 8
 LABEL_SHARE, CELL_SHARE = 0.7, 0.15  # the rest of the turns get no mood at all
 LABEL_NOISE = 0.2
-WHOLE_EVERY = 4
+WHOLE_EVERY, MOST_SEGMENTS = 4, 5
 SWAP_EVERY, SWAP_MARGIN = 4, 0.02
 FILM_PENALTY = 0.01
 HELD_OUT_EXAMPLES = 24
@@ -78,6 +86,7 @@ class MoodReport:
     """What training saw; goes into the notes of autonomy.json."""
 
     cell: dict[str, Any] = field(default_factory=dict)
+    documents: int = 0
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -129,6 +138,7 @@ def train_mood(
     conversations: Sequence[Sequence[Exchange]],
     recipe: MoodRecipe,
     *,
+    documents: Sequence[str] = (),
     root: Path | None = None,
     log: Callable[[str], None] = lambda line: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -136,12 +146,15 @@ def train_mood(
     """Train a mood for a model that stays as it is.
 
     Args:
+        documents: long texts, which teach by segments; those under two segments are left out.
         root: folder of checkpoints; what is there is continued.
 
     Returns:
         The mood and what was seen, or None if stopped (a checkpoint has been written).
     """
-    return _MoodTrainer(loaded, conversations, recipe, root, log, should_stop).run()
+    trainer = _MoodTrainer(loaded, conversations, recipe, root, log, should_stop)
+    trainer.add_documents(documents, loaded)
+    return trainer.run()
 
 
 class _MoodTrainer:
@@ -176,6 +189,23 @@ class _MoodTrainer:
             self.free = FreeDimensions(self.mood.shape, self.vocab)
             self.free.init_weights(torch.Generator().manual_seed(recipe.seed + 1))
         self.report = MoodReport()
+
+    def add_documents(self, documents: Sequence[str], loaded: LoadedModel) -> None:
+        """Long texts join the conversations that keep their past, as long as they are the fewer."""
+        tokenizer = loaded.tokenizer
+        limit = min(MOST_SEGMENTS * SEGMENT_TOKENS, self.model.config.max_positions)
+        found: list[Example] = []
+        for text in documents:
+            ids = [*loaded.doc_prefix_ids, *tokenizer.encode(text)][:limit]
+            n = len(ids) // SEGMENT_TOKENS
+            if n < 2 or len(found) >= len(self.whole):
+                continue
+            parts = [ids[SEGMENT_TOKENS * i : SEGMENT_TOKENS * (i + 1)] for i in range(n)]
+            texts = [tokenizer.decode(part[READ_TOKENS:]) for part in parts]
+            group = len(self.whole) + len(found)
+            found.append(encode_document(ids, texts, group=group))
+        self.whole += found
+        self.report.documents = len(found)
 
     def run(self) -> tuple[Mood, MoodReport] | None:
         began = time.monotonic()
@@ -216,7 +246,8 @@ class _MoodTrainer:
         a = self.mood.shape.appraisal_layers
         pools = [pools_of(self.model, example, a) for example in self.whole]
         self.log(f"[ánimo] {len(pools)} conversaciones leídas por las {a} capas bajas")
-        fit = fit_cell(self.mood, pools)
+        talks = len(pools) - self.report.documents  # the last are kept to judge: conversations
+        fit = fit_cell(self.mood, [*pools[talks:], *pools[:talks]])
         self._note_cell(fit)
         with torch.no_grad():
             self.cell = unroll(self.mood, Padded.of(pools))

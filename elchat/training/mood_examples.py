@@ -19,6 +19,7 @@ from elchat.gpt import GPT
 from elchat.training.mood_data import Exchange
 
 LENGTH = AXES.index("verbosity")
+SEGMENT_TOKENS, READ_TOKENS = 96, 24  # of a long document: a segment, and its part that is read
 SILENT = -20.0  # ln of a spread that is no spread
 
 
@@ -68,6 +69,30 @@ def encode(turns: Sequence[Exchange], chat: ChatFormat, *, group: int, first: in
         np.stack([_temper(turn) for turn in turns]),
         group,
         first,
+    )
+
+
+def encode_document(ids: Sequence[int], texts: Sequence[str], *, group: int) -> Example:
+    """A long document as if it were lived in turns: of each segment some is read, the rest said.
+
+    The mood of a segment is foreseen from how it begins and from the segments before it, as in a
+    conversation; its label is how the segment sounds.
+
+    Args:
+        ids: the document; segments of `SEGMENT_TOKENS`, what is left over at the end dropped.
+        texts: of each segment.
+    """
+    n = len(texts)
+    starts = [SEGMENT_TOKENS * i for i in range(n)]
+    styles = np.stack([style(text) for text in texts])
+    return Example(
+        tuple(ids[: SEGMENT_TOKENS * n]),
+        tuple(int(i) for i in np.repeat(np.arange(n), SEGMENT_TOKENS)),
+        tuple((start + READ_TOKENS, start + SEGMENT_TOKENS) for start in starts),
+        styles,
+        styles,
+        group,
+        0,
     )
 
 

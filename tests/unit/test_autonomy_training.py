@@ -12,7 +12,12 @@ from elchat.autonomy.training_knobs import TrainingKnobs, number_runs
 from elchat.philox import Dice
 from elchat.training.mood import MoodRecipe, TurnFilms, train_mood
 from elchat.training.mood_data import compose, read_banks
-from elchat.training.mood_examples import encode
+from elchat.training.mood_examples import (
+    READ_TOKENS,
+    SEGMENT_TOKENS,
+    encode,
+    encode_document,
+)
 from tests import toys
 
 IGNORED = -100
@@ -130,17 +135,22 @@ def test_composed_conversations_are_a_function_of_the_seed_and_cover_every_style
     assert a == b != c
     assert {turn.style for talk in a for turn in talk} == set(read_banks()["estilos"])
     answers = {}
-    for talk in compose(300, seed=3):
+    for talk in compose(600, seed=3):
         for turn in talk:
             answers.setdefault(turn.user, set()).add(turn.style)
     assert np.mean([len(styles) for styles in answers.values()]) > 4  # same prompt, many tempers
 
 
 def test_a_composed_style_shows_in_its_labels():
+    """As training sees them: the style a reply was written in; its length is counted."""
+    chat = toys.loaded("smollm").chat
     by_style = {}
-    for talk in compose(300, seed=3):
-        for turn in talk:
-            by_style.setdefault(turn.style, []).append(style(turn.reply))
+    for talk in compose(100, seed=3):
+        labels = encode(talk, chat, group=0).styles
+        for turn, label in zip(talk, labels, strict=True):
+            by_style.setdefault(turn.style, []).append(label)
+            length = AXES.index("verbosity")
+            assert label[length] == style(turn.reply)[length]
     means = {name: np.mean(rows, 0) for name, rows in by_style.items()}
     for name, axis, sign in (
         ("alegre", "valence", 1),
@@ -161,7 +171,7 @@ def test_a_composed_style_shows_in_its_labels():
 def test_the_mood_is_never_written_in_the_prompt():
     """What the user says is the same text whatever the reply's style."""
     banks = read_banks()
-    said = {q[0] for q in banks["preguntas"]}
+    said = {q[0] for key in ("preguntas", "preguntas_con_tono") for q in banks[key]}
     said |= {m for event in banks["sucesos"].values() for m in event["mensajes"]}
     assert {turn.user for talk in compose(200, seed=5) for turn in talk} <= said
 
@@ -196,8 +206,27 @@ def test_training_leaves_the_backbone_alone_and_moves_the_mood(loaded):
     assert mood.film.abs().max() > 0
     assert mood.film[..., PRESENCE + 1 :].abs().max() == 0  # stage 0: the free ones say nothing
     assert mood.home[PRESENCE] == 1.0
-    assert report.curve[-1]["nats"] < report.curve[0]["nats"]
+    assert report.none_nats > 0.1  # on replies it never saw
     assert not any(p.requires_grad for p in mood.parameters())
+
+
+def test_a_mood_learns_from_the_segments_of_long_documents(loaded):
+    documents = ["Hoy llueve y todo es gris y triste. " * 30, "corto", "Qué alegría de día. " * 40]
+    recipe = MoodRecipe(max_tokens=900, batch_tokens=300)
+    _, report = train_mood(loaded, compose(10, seed=1), recipe, documents=documents)
+    assert report.documents == 2
+    plain, _ = train_mood(loaded, compose(10, seed=1), recipe)
+    with_documents, _ = train_mood(loaded, compose(10, seed=1), recipe, documents=documents)
+    assert not torch.equal(plain.content.weight, with_documents.content.weight)
+
+
+def test_a_document_is_lived_in_turns_whose_mood_comes_from_how_they_begin():
+    ids = list(range(SEGMENT_TOKENS * 2 + 7))
+    example = encode_document(ids, ["¡Qué alegría!", "Qué pena."], group=3)
+    assert len(example.ids) == 2 * SEGMENT_TOKENS
+    assert example.turn_of[SEGMENT_TOKENS - 1 : SEGMENT_TOKENS + 1] == (0, 1)
+    assert [end - start for start, end in example.replies] == [SEGMENT_TOKENS - READ_TOKENS] * 2
+    assert example.styles[0, 0] > 0 > example.styles[1, 0]
 
 
 def test_stage_one_opens_the_free_dimensions(loaded):
