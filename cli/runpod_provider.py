@@ -278,7 +278,11 @@ class RunpodProvider:
         """Bring status.json up to date; decide nothing."""
         known = record.load(run)
         assert known is not None
-        job = self._job(run, known)
+        try:
+            job = self._job(run, known)
+        except AuthError:
+            self._say("AVISO: falta RUNPOD_API_KEY; esto es lo último que se supo de la máquina.")
+            return
         try:
             care.glance(job)
         except (Unreachable, HostKeyChanged, RemoteFailure, RunpodError, AuthError):

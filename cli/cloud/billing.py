@@ -9,7 +9,7 @@ from typing import Any
 from cli import output
 from cli.cloud import record
 from cli.cloud.ledger import Ledger, Rent
-from cli.runpod_client import RunpodClient, RunpodError
+from cli.runpod_client import AuthRefused, Forbidden, RunpodClient, RunpodError
 from elchat.runs import Run
 
 SETTLED_S = 24 * 3600.0  # a day after a machine is gone its bill is taken as final
@@ -72,15 +72,18 @@ class Comparison:
 def compare(run: Run, now: float, *, client: RunpodClient | None) -> Comparison:
     """Read the bill of each machine; a settled one goes into the ledger."""
     ledger, known = Ledger(run.path), record.load(run)
-    problem = None
+    is_asked = client is not None or run.provider == "local"
+    problem = None if is_asked else "no se ha preguntado a RunPod"
     machines = []
     for rent in ledger.rents():
         billed = rent.billed_usd
         if client is not None and rent.pod_id and billed is None:
             try:
                 billed = _billed(client, rent)
+            except (AuthRefused, Forbidden):
+                problem = "RunPod rechaza la clave RUNPOD_API_KEY"
             except RunpodError as error:
-                problem = str(error)
+                problem = str(error).rstrip(".")
         is_settled = rent.until is not None and now > rent.until + SETTLED_S
         if billed is not None and is_settled and rent.billed_usd is None:
             ledger.bill(rent.pod, billed)

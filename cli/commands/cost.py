@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Annotated, Any
 
@@ -42,7 +43,7 @@ def cost(
 
 
 def _client(run: Any) -> Any:
-    if run.provider == "local":
+    if run.provider == "local" or not os.environ.get("RUNPOD_API_KEY", "").strip():
         return None
     from cli.runpod_provider import RunpodProvider
 

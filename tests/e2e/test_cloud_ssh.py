@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from elchat import config, runs
 from elchat.runs import Run
+from elchat_sim import ACCOUNT_KEY
 from elchat_sim.process_host import missing
 from scripts import run as worker
 from tests import tiny_run
@@ -47,6 +49,16 @@ def straight_run(raw: dict[str, Any], name: str) -> Run:
     return run
 
 
+def files_with(word: str, folder: Path) -> list[Path]:
+    """Files that contain a word, and those that vanish meanwhile not."""
+    found = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            if path.is_file() and word.encode() in path.read_bytes():
+                found.append(path)
+    return found
+
+
 @pytest.mark.timeout(1500)
 def test_a_lost_host_costs_nothing_of_the_curve(rent: Callable[..., Rental], tmp_path: Path):
     rental = rent(max_epochs=12)
@@ -55,6 +67,7 @@ def test_a_lost_host_costs_nothing_of_the_curve(rent: Callable[..., Rental], tmp
     )
     home = rental.home / "runs" / "e2e"
     until(lambda: list(home.glob("checkpoints/cpt/step_*/meta.json")), 400, "primer punto en casa")
+    assert files_with(ACCOUNT_KEY, tmp_path) == []  # the pod's disks lie there too
     rental.happen(kind="host_dies", outcome="gone")
     assert command.wait(800) == 0, rental.said()
     run = rental.run("e2e")
@@ -68,3 +81,4 @@ def test_a_lost_host_costs_nothing_of_the_curve(rent: Callable[..., Rental], tmp
     talk = rental.elchat("chat", "e2e", "--seed", "1", text="hola\n")
     assert talk.returncode == 0, talk.stderr
     assert talk.stdout
+    assert files_with(ACCOUNT_KEY, tmp_path) == []

@@ -370,6 +370,17 @@ def test_a_machine_that_does_not_answer_is_told_by_status(cloud, config):
     assert "0,75 $/h" in out
 
 
+def test_without_a_key_what_is_known_is_still_told(cloud, config, monkeypatch):
+    there = cloud()
+    there.elchat("train", "-c", str(config), "--yes", "--name", "sinclave", "--detach")
+    monkeypatch.delenv("RUNPOD_API_KEY")
+    run, said = runs.find("sinclave"), []
+    RunpodProvider(remote_for=lambda _: there.world.remote, say=said.append).status(run)
+    assert "falta RUNPOD_API_KEY" in said[0]
+    assert main(["cost", "sinclave"]) == 0
+    assert "no se ha preguntado a RunPod" in there.capsys.readouterr().out
+
+
 def test_a_log_for_programs(cloud, config):
     there = cloud()
     there.elchat("train", "-c", str(config), "--yes", "--name", "letra", "--detach")
