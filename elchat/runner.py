@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -138,8 +139,10 @@ class NativeRunner:
         self.config, self.n_slots, self.max_tokens = weights.config, n_slots, max_tokens
         cfg = weights.config
         heads, d = (cfg.n_layers, n_slots, cfg.n_kv_heads), cfg.head_dim
-        self._k = torch.zeros(*heads, max_tokens // KEY_BLOCK, d, KEY_BLOCK)
-        self._v = torch.zeros(*heads, max_tokens, d)
+        # numpy's zeros take memory as it is written; torch's would fill every slot now.
+        keys = np.zeros((*heads, max_tokens // KEY_BLOCK, d, KEY_BLOCK), np.float32)
+        values = np.zeros((*heads, max_tokens, d), np.float32)
+        self._k, self._v = torch.from_numpy(keys), torch.from_numpy(values)
         self._head = _matrix(weights.head)
         layers = (c.Layer * cfg.n_layers)(*(self._layer(i) for i in range(cfg.n_layers)))
         c_shape = c.Shape(
