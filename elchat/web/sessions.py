@@ -295,12 +295,18 @@ class Store:
 
 
 def put(store: Store, item: Conversation, messages: list[Message]) -> bool:
-    """Add a conversation with its messages; those already there are left alone."""
+    """Add a conversation with its messages; those already there are left alone.
+
+    Raises:
+        DataError: a message is another conversation's; nothing has changed.
+    """
     existing = store.conversation(item.id)
-    if existing is None:
-        store.add(item)
     known = {message.id for message in store.messages(item.id)}
     new = [message for message in messages if message.id not in known]
+    if any(store.message(message.id) is not None for message in new):
+        raise DataError("El archivo está dañado: un mensaje suyo ya es de otra conversación.")
+    if existing is None:
+        store.add(item)
     for message in new:
         store.add_message(item.id, message, moves_leaf=False)
     return bool(new) or existing is None

@@ -407,6 +407,17 @@ def test_a_new_conversation_begins_with_the_mood_it_was_given(serve: Serve):
         assert len(client.get("/api/conversaciones").json()["conversaciones"]) == 1
 
 
+def test_a_message_of_two_conversations_is_a_damaged_file(serve: Serve):
+    server = serve(Script(("r",)))
+    with server.client() as client:
+        events(client, ask(client, texto="uno")["id"])
+        exported = client.get("/api/exportar").json()
+        exported["conversaciones"][0]["id"] = "f" * 32
+        answer = client.post("/api/importar", json=exported)
+        assert (answer.status_code, "dañado" in answer.text) == (400, True)
+        assert len(client.get("/api/conversaciones").json()["conversaciones"]) == 1
+
+
 def test_the_record_of_a_long_conversation_can_be_imported(serve: Serve):
     server = serve(Script(("r",)), FakeMoods())
     with server.client() as client:
