@@ -213,10 +213,20 @@ def tell(host: str, port: int, token: str | None, name: str) -> None:
         where = Path(paths.home() / "web" / "clave")
         print(f"  Página  {address}/#t={token}\n  API     {address}/v1   (clave: en {where})\n")
         everyone = "Cualquiera de la red" if host in WILDCARDS else f"Quien alcance {host}"
+        if host in WILDCARDS and (own := lan_address()) is not None:
+            print(f"  Desde el móvil u otro equipo de la red: http://{own}:{port}/#t={token}\n")
         print(f"{everyone} que tenga la clave puede conectarse; sin cifrar (http).", end=" ")
-        if host in WILDCARDS:
-            print(f"Desde otro equipo, cambia {shown} por la dirección de este.", end=" ")
     print("Ctrl-C para cerrar.", flush=True)
+
+
+def lan_address() -> str | None:
+    """This machine's address in its network, as the system would choose it; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # reserved for documentation: no such machine
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
 
 
 if __name__ == "__main__":

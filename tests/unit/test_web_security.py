@@ -164,6 +164,14 @@ def test_every_answer_carries_the_security_headers_and_none_of_cors(local: Runni
 JSON = {"content-type": "application/json"}
 
 
+def test_the_page_travels_compressed_and_only_once(local: Running):
+    with local.client() as client:
+        first = client.get("/static/app.js")
+        assert first.headers["content-encoding"] == "gzip"
+        again = client.get("/static/app.js", headers={"if-none-match": first.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+
+
 def test_the_request_id_of_the_client_comes_back_if_it_is_one(local: Running):
     with local.client() as client:
         good = client.get("/health", headers={"x-request-id": "abc-1"})
