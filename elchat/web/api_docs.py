@@ -22,6 +22,11 @@ FAILURES = {
     "429": "Ocupado; Retry-After dice cuánto esperar.",
     "500": "Fallo interno.",
 }
+HEADINGS = {
+    "OpenAI": "Como la de OpenAI",
+    "Servidor": "El servidor",
+    "Página": "De la página: puede cambiar entre versiones",
+}
 
 
 def install(app: FastAPI) -> None:
@@ -48,6 +53,8 @@ def _with_failures(schema: dict[str, Any]) -> dict[str, Any]:
     components["ErrorAnswer"] = model
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
+    for component in components.values():
+        component.pop("description", None)  # our docstrings: for who reads the code
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
     for operations in schema["paths"].values():
         for operation in operations.values():
@@ -61,8 +68,11 @@ def _with_failures(schema: dict[str, Any]) -> dict[str, Any]:
 
 def page(schema: dict[str, Any]) -> str:
     """The description as HTML."""
-    parts = [_operation(path, method, item) for path, methods in schema["paths"].items()
-             for method, item in methods.items()]  # fmt: skip
+    routes: dict[str, list[str]] = {}
+    for path, methods in schema["paths"].items():
+        for method, item in methods.items():
+            routes.setdefault(item["tags"][0], []).append(_operation(path, method, item))
+    parts = [f"<h2>{escape(HEADINGS[tag])}</h2>{''.join(routes[tag])}" for tag in HEADINGS]
     models = [
         _model(name, model) for name, model in sorted(schema["components"]["schemas"].items())
     ]
@@ -76,7 +86,7 @@ def page(schema: dict[str, Any]) -> str:
         f"<h1>API de elchat {escape(schema['info']['version'])}</h1>"
         "<p>Compatible con la de OpenAI: basta con apuntar <code>base_url</code> a este servidor. "
         'Para programas: <a href="/openapi.json">openapi.json</a>.</p>'
-        f"<h2>Rutas</h2>{''.join(parts)}<h2>Objetos</h2>{''.join(models)}</main></body></html>"
+        f"{''.join(parts)}<h2>Objetos</h2>{''.join(models)}</main></body></html>"
     )
 
 
@@ -97,9 +107,8 @@ def _model(name: str, model: dict[str, Any]) -> str:
         f"<td>{_type_name(value)}</td><td>{escape(_limits(value))}</td></tr>"
         for field, value in model.get("properties", {}).items()
     )
-    words = escape(model.get("description", "").split("\n")[0])
     return (
-        f'<section id="{escape(name)}"><h3>{escape(name)}</h3><p>{words}</p>'
+        f'<section id="{escape(name)}"><h3>{escape(name)}</h3>'
         '<div class="tabla" tabindex="0"><table><thead><tr><th>campo</th><th>tipo</th>'
         f"<th>notas</th></tr></thead><tbody>{rows}</tbody></table></div></section>"
     )

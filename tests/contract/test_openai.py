@@ -235,6 +235,15 @@ def test_a_failure_in_the_middle_reaches_the_client(fake: Running):
         chat(fake, messages=body)
 
 
+def test_the_api_page_lists_every_route(fake: Running):
+    with fake.client() as http:
+        page, schema = http.get("/documentacion").text, http.get("/openapi.json").json()
+    assert [path for path in schema["paths"] if f"<code>{path}</code>" not in page] == []
+    assert "<script" not in page
+    components = schema["components"]["schemas"].values()
+    assert not [one for one in components if "description" in one]  # docstrings are English
+
+
 def test_models(fake: Running):
     [model] = client(fake).models.list().data
     assert (model.id, model.object, model.owned_by) == ("org/modelo", "model", "elchat")
