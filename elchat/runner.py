@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import math
+import mmap
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -139,10 +140,8 @@ class NativeRunner:
         self.config, self.n_slots, self.max_tokens = weights.config, n_slots, max_tokens
         cfg = weights.config
         heads, d = (cfg.n_layers, n_slots, cfg.n_kv_heads), cfg.head_dim
-        # numpy's zeros take memory as it is written; torch's would fill every slot now.
-        keys = np.zeros((*heads, max_tokens // KEY_BLOCK, d, KEY_BLOCK), np.float32)
-        values = np.zeros((*heads, max_tokens, d), np.float32)
-        self._k, self._v = torch.from_numpy(keys), torch.from_numpy(values)
+        self._k = lazy_zeros(*heads, max_tokens // KEY_BLOCK, d, KEY_BLOCK)
+        self._v = lazy_zeros(*heads, max_tokens, d)
         self._head = _matrix(weights.head)
         layers = (c.Layer * cfg.n_layers)(*(self._layer(i) for i in range(cfg.n_layers)))
         c_shape = c.Shape(
@@ -215,6 +214,12 @@ class NativeRunner:
 def _int32s(values: Iterable[int]) -> ctypes.Array[ctypes.c_int32]:
     found = list(values)
     return (ctypes.c_int32 * len(found))(*found)
+
+
+def lazy_zeros(*shape: int) -> Tensor:
+    """Zeros that take memory as they are written; torch's would fill every slot at the start."""
+    memory = mmap.mmap(-1, 4 * math.prod(shape))
+    return torch.frombuffer(memory, dtype=torch.float32).view(shape)
 
 
 def fits_native(config: GPTConfig) -> bool:
