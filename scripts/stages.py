@@ -24,7 +24,7 @@ from elchat.export import bundle
 from elchat.files import read_json, sha256_file, sha256_json, write_json
 from elchat.report import fertility
 from elchat.runs import Run
-from elchat.training import compiled
+from elchat.training import blocks
 from elchat.training import loop as training_loop
 from elchat.training.adapters import add_adapters, add_embedding_noise, freeze
 from elchat.training.device import peak_memory_mib, pick_device, plan_compute
@@ -154,7 +154,16 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
             sharding=config.compute.sharding,
         )
     )
-    settle_compilation(worker, job_loop)
+    blocks.settle(
+        model,
+        plan,
+        config.compute,
+        worker.parallel,
+        run_pass=job_loop.trial_pass,
+        minutes=settings.max_minutes,
+        is_changing=job_loop.job.knobs is not None,
+        log=lambda line: worker.reporter.log(f"[{stage}] {line}"),
+    )
     outcome = job_loop.run()
     if outcome == "stopped":
         raise Stopped
@@ -420,35 +429,6 @@ def new_plan(worker: Worker, stage: TrainedStage, path: Path, loader: PackedLoad
     )
     plan.save()
     return plan
-
-
-def settle_compilation(worker: Worker, job_loop: Loop) -> None:
-    """Compile the blocks if the plan says so; a new plan finds out first."""
-    plan, stage = job_loop.job.plan, job_loop.job.stage
-    if job_loop.job.knobs is not None:  # masks and noise change the graph at every step
-        plan.is_compiled = False
-    elif worker.parallel.world > 1:  # a trial would have to be the same for all: go by the device
-        mode = worker.config.compute.compile
-        if mode == "always" or (mode == "auto" and plan.compute.device == "cuda"):
-            compiled.compile_blocks(job_loop.model)
-    elif plan.is_compiled is None:
-        worker.reporter.log(f"[{stage}] se prueba si compilar las capas compensa")
-        choice = compiled.choose(
-            job_loop.model,
-            job_loop.trial_pass,
-            mode=worker.config.compute.compile,
-            device=plan.compute.device,
-            minutes=job_loop.job.settings.max_minutes,
-        )
-        worker.reporter.log(
-            f"[{stage}] capas sin compilar: {choice.reason}"
-            if not choice.is_compiled
-            else f"[{stage}] {choice.reason}"
-        )
-        plan.is_compiled = choice.is_compiled
-        plan.save()
-    elif plan.is_compiled:
-        compiled.compile_blocks(job_loop.model)
 
 
 def with_replay(worker: Worker, stage: TrainedStage, shards: ShardSet) -> tuple[TokenSource, ...]:

@@ -1,30 +1,18 @@
-"""Build model.cpp once per machine and call it through ctypes.
+"""The engine's forward pass (model.cpp) through ctypes, built on first use.
 
-The library is compiled for this very processor on first use (some seconds) and kept in elchat's
-folder under a name that changes with the sources, the compiler and the processor. Without a
-compiler, or with ELCHAT_NATIVE=0, everything runs in torch: the same replies, slower.
+Without a compiler, or with ELCHAT_NATIVE=0, everything runs in torch: the same replies, slower.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
-from elchat import paths
+from elchat.native.builder import Source, attempt, typed
 
-FOLDER = Path(__file__).parent
-SOURCES = ("model.cpp", "linear.h", "attention.h", "lanes.h", "pool.h", "vector.h")
-FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
+SOURCE = Source("model.cpp", headers=("linear.h", "attention.h", "lanes.h", "pool.h", "vector.h"))
 VERSION = 2
-BUILD_TIMEOUT_S = 180
 
 _pointer, _int32, _int64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 
@@ -77,16 +65,16 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         dll = ctypes.CDLL(str(path))
-        self.pool_new = _typed(dll.elchat_pool_new, _pointer, _int32)
-        self.pool_free = _typed(dll.elchat_pool_free, None, _pointer)
-        self.model_new = _typed(dll.elchat_model_new, _pointer, *[_pointer] * 5)
-        self.model_free = _typed(dll.elchat_model_free, None, _pointer)
-        self.rows = _typed(dll.elchat_rows, None, _pointer, _pointer, _int32, _pointer)
-        self.run = _typed(
+        self.pool_new = typed(dll.elchat_pool_new, _pointer, _int32)
+        self.pool_free = typed(dll.elchat_pool_free, None, _pointer)
+        self.model_new = typed(dll.elchat_model_new, _pointer, *[_pointer] * 5)
+        self.model_free = typed(dll.elchat_model_free, None, _pointer)
+        self.rows = typed(dll.elchat_rows, None, _pointer, _pointer, _int32, _pointer)
+        self.run = typed(
             dll.elchat_model_run, None,
             _pointer, _pointer, _int32, _pointer, _pointer, _int32, _int32, _pointer,
         )  # fmt: skip
-        self.finish = _typed(
+        self.finish = typed(
             dll.elchat_model_finish, None,
             _pointer, _pointer, _pointer, _pointer, _int32, _pointer, _pointer,
         )  # fmt: skip
@@ -107,70 +95,4 @@ def why_not() -> str | None:
 
 @functools.cache
 def _outcome() -> tuple[Library | None, str | None]:
-    if os.environ.get("ELCHAT_NATIVE") == "0":
-        return None, "ELCHAT_NATIVE=0 lo desactiva"
-    if os.name != "posix":
-        return None, "solo se compila en Linux y macOS"
-    compiler = find_compiler()
-    if compiler is None:
-        return None, "no hay compilador de C++ (instala g++ o clang)"
-    try:
-        return Library(built(compiler)), None
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
-        return None, f"no se pudo compilar o cargar ({_first_line(error)})"
-
-
-def find_compiler() -> str | None:
-    """A C++ compiler, or None."""
-    candidates = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
-    return next((found for name in candidates if name and (found := shutil.which(name))), None)
-
-
-def built(compiler: str, processor: str = "native") -> Path:
-    """The library for a processor in the compiler's words, compiled if it is not there yet."""
-    folder, flags = paths.native_dir(), (*FLAGS, f"-march={processor}")
-    target = folder / f"{_fingerprint(compiler, flags)}.so"
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=folder, suffix=".so.tmp")
-    os.close(handle)
-    try:
-        command = [compiler, *flags, str(FOLDER / "model.cpp"), "-o", name]
-        subprocess.run(command, check=True, capture_output=True, timeout=BUILD_TIMEOUT_S)
-        os.replace(name, target)  # two processes may build at once: either result will do
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-    return target
-
-
-def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=20).stdout
-    digest = hashlib.sha256(version)
-    digest.update(repr((flags, platform.machine(), _processor())).encode())
-    for name in SOURCES:
-        digest.update((FOLDER / name).read_bytes())
-    return digest.hexdigest()[:24]
-
-
-def _processor() -> str:
-    """What -march=native depends on: a home folder may be shared by different machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-
-
-def _first_line(error: Exception) -> str:
-    text = getattr(error, "stderr", None) or str(error)
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "replace")
-    return next((line for line in text.splitlines() if "error" in line), text.strip())[:200]
-
-
-def _typed(function: ctypes._CFuncPtr, result: object, *arguments: object):  # type: ignore[name-defined]
-    function.restype = result
-    function.argtypes = list(arguments)
-    return function
+    return attempt(SOURCE, Library)

@@ -5,6 +5,7 @@ Shape legend: N supervised positions, C residual width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,25 +57,43 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return d_hidden * grad.to(d_hidden.dtype), d_weight * grad.to(d_weight.dtype), None
 
 
-def summed_cross_entropy(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -> Tensor:
+def summed_cross_entropy(
+    hidden_BTC: Tensor,
+    weight_VC: Tensor,
+    targets_BT: Tensor,
+    *,
+    head_loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
     """Sum in nats over the positions whose target is not -100; those alone meet the head.
 
     Args:
-        hidden_BTC: final states, in the compute dtype.
+        hidden_BTC: final states.
         weight_VC: output matrix (its gradient comes back in its own dtype).
         targets_BT: id of the next token, or -100.
+        head_loss: another way of computing the same over rows that all count.
 
     Returns:
         fp32 scalar; 0 (still differentiable) when nothing is supervised.
     """
     keep = (targets_BT != IGNORE).flatten()
     index = keep.nonzero().squeeze(1)
-    return summed_over_rows(hidden_BTC.flatten(0, 1), weight_VC, targets_BT.flatten(), index)
+    return summed_over_rows(
+        hidden_BTC.flatten(0, 1), weight_VC, targets_BT.flatten(), index, head_loss=head_loss
+    )
 
 
 def summed_over_rows(
-    hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, index_M: Tensor
+    hidden_NC: Tensor,
+    weight_VC: Tensor,
+    targets_N: Tensor,
+    index_M: Tensor,
+    *,
+    head_loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The same over the positions of `index_M`, whose number is then known beforehand."""
     chosen_MC = hidden_NC.index_select(0, index_M)
-    return _ChunkedCrossEntropy.apply(chosen_MC, weight_VC, targets_N[index_M])
+    kind = chosen_MC.device.type
+    if torch.is_autocast_enabled(kind):  # a norm gives fp32, and the head has three products
+        chosen_MC = chosen_MC.to(torch.get_autocast_dtype(kind))
+    compute = head_loss or _ChunkedCrossEntropy.apply
+    return compute(chosen_MC, weight_VC, targets_N[index_M])

@@ -26,6 +26,7 @@ from elchat.config import StageSection
 from elchat.errors import ConfigError
 from elchat.gpt import GPT
 from elchat.hooks import LayerHook
+from elchat.training import fused
 from elchat.training.loss import summed_cross_entropy
 
 PATIENCE = datetime.timedelta(hours=12)  # the others wait while the first prepares the data
@@ -48,7 +49,10 @@ class LossModule(nn.Module):
     ) -> Tensor:
         """Cross entropy summed over the valid targets."""
         hidden = self.gpt.hidden(ids_BT, positions_BT=positions_BT, segments=segments, hook=hook)
-        return summed_cross_entropy(hidden, self.gpt.head_weight_VC, targets_BT)
+        head_loss = fused.head_loss if fused.is_active(self.gpt, hidden) else None
+        return summed_cross_entropy(
+            hidden, self.gpt.head_weight_VC, targets_BT, head_loss=head_loss
+        )
 
 
 class Parallel:

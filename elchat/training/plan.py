@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from elchat.config import StageSection
 from elchat.errors import DataError
@@ -16,6 +17,7 @@ from elchat.files import read_json, write_json
 from elchat.training.device import ComputePlan
 from elchat.training.schedule import Timeline
 
+Blocks = Literal["plain", "fused", "compiled"]
 CPU_MICRO_TOKENS = 2048
 GPU_MICRO_TOKENS = 16_384
 
@@ -26,7 +28,8 @@ class StagePlan:
 
     Attributes:
         max_steps: what the data and token caps allow; a time cap can only lower it.
-        is_compiled: whether blocks are compiled; None before it was tried.
+        blocks: how the layers are computed: "plain", "fused" (elchat's kernels) or "compiled"
+            (torch's); None before it was tried.
     """
 
     path: Path
@@ -34,7 +37,7 @@ class StagePlan:
     micro_batch_rows: int
     max_steps: int
     timeline: Timeline
-    is_compiled: bool | None = None
+    blocks: Blocks | None = None
 
     def save(self) -> None:
         """Write the plan atomically."""
@@ -44,7 +47,7 @@ class StagePlan:
                 "compute": asdict(self.compute),
                 "micro_batch_rows": self.micro_batch_rows,
                 "max_steps": self.max_steps,
-                "is_compiled": self.is_compiled,
+                "blocks": self.blocks,
                 "events": self.timeline.events,
             },
         )
@@ -61,7 +64,7 @@ class StagePlan:
             compute=ComputePlan(**raw["compute"]),
             micro_batch_rows=raw["micro_batch_rows"],
             max_steps=raw["max_steps"],
-            is_compiled=raw.get("is_compiled"),
+            blocks=raw.get("blocks"),
             timeline=Timeline([(start, total) for start, total in raw["events"]]),
         )
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from elchat import native
-from elchat.native import library
+from elchat.native import builder, library
 from elchat.panels import interleaved, panels
 from elchat.quantize import pack
 from elchat.runner import Rows
@@ -37,9 +37,9 @@ def logits_of(weights: Any, family: str) -> torch.Tensor:
 def test_every_instruction_set_computes_the_same(processor, monkeypatch):
     cases = [(w, f) for w in ("fp32", "int8", "int4") for f in ("qwen", "llama")]
     here = [logits_of(*case) for case in cases]
-    compiler = library.find_compiler()
+    compiler = builder.find_compiler()
     assert compiler is not None
-    other = library.Library(library.built(compiler, processor))
+    other = library.Library(builder.built(library.SOURCE, compiler, processor))
     monkeypatch.setattr(native, "load", lambda: other)
     for case, expected in zip(cases, here, strict=True):
         # Rounding to 8 bits may turn a last bit of difference into a whole step.

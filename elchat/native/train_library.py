@@ -1,0 +1,74 @@
+"""The fused pieces of a training step (train.cpp) through ctypes, built on first use.
+
+They share the threads of torch's own products: linked to the OpenMP library torch has loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+from elchat.native.builder import Source, attempt, typed
+
+VERSION = 1
+
+_pointer, _int32, _int64, _float = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+
+
+class TrainLibrary:
+    """The C functions, typed; shapes and dtypes are said in train.cpp."""
+
+    def __init__(self, path: Path) -> None:
+        dll = ctypes.CDLL(str(path))
+        if dll.elchat_train_version() != VERSION:
+            raise OSError("este procesador no multiplica en bf16")
+        self.norm = typed(dll.elchat_norm, None, *[_pointer] * 4, _int64, _int32, _float)
+        self.norm_back = typed(
+            dll.elchat_norm_back, None, *[_pointer] * 6, _int64, _int32, _int32
+        )  # fmt: skip
+        self.swiglu = typed(dll.elchat_swiglu, None, *[_pointer] * 3, _int64)
+        self.swiglu_back = typed(dll.elchat_swiglu_back, None, *[_pointer] * 5, _int64)
+        self.rotate = typed(
+            dll.elchat_rotate, None, *[_pointer] * 4, _int64, _int32, _int32, _int64, _float
+        )  # fmt: skip
+        self.attend = typed(
+            dll.elchat_attend, None,
+            *[_pointer] * 4, _int32, _int64, *[_int32] * 3, *[_pointer] * 2,
+        )  # fmt: skip
+        self.attend_back = typed(
+            dll.elchat_attend_back, None,
+            *[_pointer] * 7, _int32, _int64, *[_int32] * 3, *[_pointer] * 3,
+        )  # fmt: skip
+        self.loss = typed(dll.elchat_loss, None, *[_pointer] * 3, _int64, _int64)
+
+
+def load() -> TrainLibrary | None:
+    """The library, built if need be; None where it cannot be."""
+    return _outcome()[0]
+
+
+def why_not() -> str | None:
+    """Why there is no library, for the user; None if there is."""
+    return _outcome()[1]
+
+
+@functools.cache
+def _outcome() -> tuple[TrainLibrary | None, str | None]:
+    openmp = _loaded_openmp()
+    if openmp is None:
+        return None, "no se encuentra el OpenMP de torch"
+    source = Source(
+        "train.cpp", headers=("train.h",), compile_flags=("-fopenmp",), link_flags=(openmp,)
+    )
+    return attempt(source, TrainLibrary)
+
+
+def _loaded_openmp() -> str | None:
+    """GNU OpenMP as this process has it: a second copy would fight for the cores."""
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    names = (line.partition("/")[1] + line.partition("/")[2] for line in lines)
+    return next((name for name in names if "/libgomp" in name), None)

@@ -1,0 +1,281 @@
+"""What a bf16 training step does on the CPU between its products, in one pass over memory each.
+
+Norms, rotations, attention by document, SwiGLU and the loss run in train.cpp (AVX-512 with bf16);
+the products stay torch's. Each function computes what the plain model does under autocast, rounded
+to bf16 in fewer places, and stands in for it only while training in bf16.
+
+Shape legend: B rows, T tokens, C width, F inner width, H query heads, K key/value heads, D head
+width, N supervised positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elchat.gpt import GPT, MLP, Attention, AttentionPlan, KVCache, RMSNorm
+from elchat.model_config import GPTConfig
+from elchat.native import train_library
+from elchat.native.train_library import TrainLibrary
+
+LANES = 16
+TRIAL_TOKENS, TRIAL_PASSES = 512, 4
+NORM_PARTS = 16  # partial sums of a norm's gradient; fixed, so that threads change no bit
+
+
+def why_not(config: GPTConfig) -> str | None:
+    """Why this model cannot use the kernels here, as a Spanish half-sentence; None if it can."""
+    widths = (config.d_model, config.d_ff, config.vocab_size)
+    if config.head_dim not in (64, 128) or any(width % LANES for width in widths):
+        return "la forma de este modelo no les vale"
+    return train_library.why_not()
+
+
+def fuse(model: GPT) -> None:
+    """Put the kernels in place of norms, attention and SwiGLU of a model that `why_not` admits."""
+    lib = train_library.load()
+    assert lib is not None, train_library.why_not()
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            module.__dict__["forward"] = functools.partial(_norm, lib, module)
+        elif isinstance(module, Attention):
+            module.__dict__["forward"] = functools.partial(_attention, lib, module)
+        elif isinstance(module, MLP):
+            module.__dict__["forward"] = functools.partial(_mlp, lib, module)
+
+
+def undo(model: GPT) -> None:
+    """Back to the plain model."""
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+
+
+def is_active(model: GPT, x: Tensor) -> bool:
+    """Whether a pass over `x` now runs on the kernels."""
+    return "forward" in model.model.norm.__dict__ and _is_bf16_now(x)
+
+
+def gain(model: GPT) -> float:
+    """Time of a plain block over a fused one's, forward and backward: the best of a few passes."""
+    block = model.model.layers[0]
+    x_BTC = torch.zeros(1, TRIAL_TOKENS, model.config.d_model, requires_grad=True)
+    plan = model.plan(torch.zeros(1, TRIAL_TOKENS, dtype=torch.long))
+
+    def run() -> float:
+        began = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            block(x_BTC, plan, None, 0, None).sum().backward()
+        return time.perf_counter() - began
+
+    plain_s = min(run() for _ in range(TRIAL_PASSES))
+    fuse(model)
+    fused_s = min(run() for _ in range(TRIAL_PASSES))
+    undo(model)
+    model.zero_grad(set_to_none=True)
+    return plain_s / fused_s
+
+
+def _is_bf16_now(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    )
+
+
+def _norm(lib: TrainLibrary, module: RMSNorm, x_BTC: Tensor) -> Tensor:
+    if not _is_bf16_now(x_BTC):
+        return RMSNorm.forward(module, x_BTC)
+    y_BTC: Tensor = _Norm.apply(x_BTC.float(), module.weight.float(), module.eps, lib)
+    return y_BTC
+
+
+def _mlp(lib: TrainLibrary, module: MLP, x_BTC: Tensor) -> Tensor:
+    if not _is_bf16_now(x_BTC):
+        return MLP.forward(module, x_BTC)
+    gate, up = module.gate_proj(x_BTC), module.up_proj(x_BTC)
+    inner_BTF = _SwiGLU.apply(gate.to(torch.bfloat16), up.to(torch.bfloat16), lib)
+    y_BTC: Tensor = module.down_proj(inner_BTF)
+    return y_BTC
+
+
+def _attention(
+    lib: TrainLibrary,
+    module: Attention,
+    x_BTC: Tensor,
+    plan: AttentionPlan,
+    cache: KVCache | None,
+    layer: int,
+) -> Tensor:
+    if not _is_bf16_now(x_BTC) or cache is not None or plan.mask_B1TS is not None:
+        return Attention.forward(module, x_BTC, plan, cache, layer)
+    b, t, _ = x_BTC.shape
+    q, k, v = (  # an adapter may answer in fp32
+        project(x_BTC).to(torch.bfloat16).view(b, t, -1, module.head_dim)
+        for project in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    starts = (
+        torch.arange(0, (b + 1) * t, t, dtype=torch.int32)
+        if plan.segments is None
+        else plan.segments.starts_N
+    )
+    cos, sin = plan.cos_B1TD.float().contiguous(), plan.sin_B1TD.float().contiguous()
+    y_BTHD = _Attend.apply(q, k, v, cos, sin, starts, lib)
+    out: Tensor = module.o_proj(y_BTHD.view(b, t, -1))
+    return out
+
+
+class _Norm(torch.autograd.Function):
+    """RMSNorm of fp32 states to bf16."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTC: Tensor, weight_C: Tensor, eps: float, lib: TrainLibrary) -> Tensor:
+        x_BTC, width = x_BTC.contiguous(), x_BTC.shape[-1]
+        n = x_BTC.numel() // width
+        y_BTC = torch.empty_like(x_BTC, dtype=torch.bfloat16)
+        inverse_N = torch.empty(n)
+        lib.norm(
+            x_BTC.data_ptr(), weight_C.data_ptr(), y_BTC.data_ptr(), inverse_N.data_ptr(),
+            n, width, eps,
+        )  # fmt: skip
+        ctx.save_for_backward(x_BTC, weight_C, inverse_N)
+        ctx.lib = lib
+        return y_BTC
+
+    @staticmethod
+    def backward(ctx: Any, dy_BTC: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x_BTC, weight_C, inverse_N = ctx.saved_tensors
+        dy_BTC, width = dy_BTC.contiguous(), x_BTC.shape[-1]
+        dx_BTC, parts = torch.empty_like(x_BTC), torch.empty(NORM_PARTS, width)
+        ctx.lib.norm_back(
+            x_BTC.data_ptr(), weight_C.data_ptr(), inverse_N.data_ptr(), dy_BTC.data_ptr(),
+            dx_BTC.data_ptr(), parts.data_ptr(), len(inverse_N), width, NORM_PARTS,
+        )  # fmt: skip
+        return dx_BTC, parts.sum(0), None, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) · up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_BTF: Tensor, up_BTF: Tensor, lib: TrainLibrary) -> Tensor:
+        y_BTF = torch.empty_like(gate_BTF)
+        lib.swiglu(gate_BTF.data_ptr(), up_BTF.data_ptr(), y_BTF.data_ptr(), y_BTF.numel())
+        ctx.save_for_backward(gate_BTF, up_BTF)
+        ctx.lib = lib
+        return y_BTF
+
+    @staticmethod
+    def backward(ctx: Any, dy_BTF: Tensor) -> tuple[Tensor, Tensor, None]:
+        gate_BTF, up_BTF = ctx.saved_tensors
+        d_gate, d_up = torch.empty_like(gate_BTF), torch.empty_like(up_BTF)
+        dy_BTF = dy_BTF.contiguous()
+        ctx.lib.swiglu_back(
+            gate_BTF.data_ptr(), up_BTF.data_ptr(), dy_BTF.data_ptr(), d_gate.data_ptr(),
+            d_up.data_ptr(), dy_BTF.numel(),
+        )  # fmt: skip
+        return d_gate, d_up, None
+
+
+class _Attend(torch.autograd.Function):
+    """Rotations and causal attention inside each document.
+
+    Only log-sums are kept of the scores: the way back computes them again, in blocks.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_BTHD: Tensor,
+        k_BTKD: Tensor,
+        v_BTKD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        starts_S: Tensor,
+        lib: TrainLibrary,
+    ) -> Tensor:
+        b, t, h, d = q_BTHD.shape
+        q, k = (_rotate(lib, x, cos, sin, 1.0) for x in (q_BTHD, k_BTKD))
+        v = v_BTKD.contiguous()
+        y, lse_HN = torch.empty_like(q), torch.empty(h, b * t)
+        lib.attend(
+            q.data_ptr(), k.data_ptr(), v.data_ptr(), starts_S.data_ptr(), len(starts_S) - 1,
+            b * t, h, k.shape[2], d, y.data_ptr(), lse_HN.data_ptr(),
+        )  # fmt: skip
+        ctx.save_for_backward(q, k, v, y, lse_HN, cos, sin, starts_S)
+        ctx.lib = lib
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy_BTHD: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, y, lse_HN, cos, sin, starts_S = ctx.saved_tensors
+        b, t, h, d = q.shape
+        dy, dq, dk, dv = dy_BTHD.contiguous(), *(torch.empty_like(x) for x in (q, k, v))
+        ctx.lib.attend_back(
+            q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), dy.data_ptr(),
+            lse_HN.data_ptr(), starts_S.data_ptr(), len(starts_S) - 1, b * t, h, k.shape[2], d,
+            dq.data_ptr(), dk.data_ptr(), dv.data_ptr(),
+        )  # fmt: skip
+        dq, dk = (_rotate(ctx.lib, x, cos, sin, -1.0) for x in (dq, dk))
+        return dq, dk, dv, None, None, None, None
+
+
+def _rotate(lib: TrainLibrary, x_BTHD: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    b, t, heads, d = x_BTHD.shape
+    x_BTHD = x_BTHD.contiguous()
+    y_BTHD = torch.empty_like(x_BTHD)
+    lib.rotate(
+        x_BTHD.data_ptr(), y_BTHD.data_ptr(), cos.data_ptr(), sin.data_ptr(), b * t, heads, d,
+        cos.numel() // d, sign,
+    )  # fmt: skip
+    return y_BTHD
+
+
+class _HeadLoss(torch.autograd.Function):
+    """As `loss._ChunkedCrossEntropy`, the softmax and its gradient written over the logits."""
+
+    CHUNK_LOGITS = 1 << 26  # held at once: 128 MB
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, lib: TrainLibrary
+    ) -> Tensor:
+        h_NC, weight = hidden_NC.to(torch.bfloat16), weight_VC.to(torch.bfloat16)
+        n, v = len(h_NC), len(weight)
+        nll_N, d_hidden = torch.empty(n), torch.empty_like(h_NC)
+        d_weight: Tensor | None = None
+        rows = max(1, _HeadLoss.CHUNK_LOGITS // v)
+        for start in range(0, n, rows):
+            piece = slice(start, start + rows)
+            logits = h_NC[piece] @ weight.T
+            lib.loss(
+                logits.data_ptr(), targets_N[piece].data_ptr(), nll_N[piece].data_ptr(),
+                len(logits), v,
+            )  # fmt: skip
+            if not any(ctx.needs_input_grad):
+                continue
+            torch.mm(logits, weight, out=d_hidden[piece])
+            if ctx.needs_input_grad[1]:
+                part = logits.T @ h_NC[piece]
+                d_weight = part if d_weight is None else d_weight.float().add_(part)
+        if d_weight is None:
+            d_weight = torch.zeros_like(weight_VC)
+        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.weight_dtype = weight_VC.dtype
+        return nll_N.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        d_hidden, d_weight = ctx.saved_tensors
+        d_weight = d_weight.to(ctx.weight_dtype, copy=True).mul_(grad)
+        return d_hidden * grad.to(d_hidden.dtype), d_weight, None, None
+
+
+def head_loss(hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
+    """Sum in nats of the cross entropy of positions that all count."""
+    total: Tensor = _HeadLoss.apply(hidden_NC, weight_VC, targets_N, train_library.load())
+    return total
