@@ -305,6 +305,8 @@ def test_phone(server: Running, chromium: Any, size: str):
         check_fits(page)
         shoot(page, f"{name}-1-vacia")
         send(page, "¿Por qué llueve?")
+        # The keyboard leaves with the message: the answer is what there is to see.
+        assert page.evaluate("document.activeElement.id") != "texto" or not device
         check_fits(page)
         shoot(page, f"{name}-2-completa")
         check_accessible(page, name)
@@ -390,6 +392,7 @@ def test_drafts_survive_a_reload_and_a_server_that_is_gone(chromium: Any, tmp_pa
         page.click("#enviar")
         page.wait_for_selector("#aviso:has-text('No encuentro el servidor')")
         assert page.input_value("#texto") == "Un borrador"
+        assert page.locator("#ejemplos").is_visible()
         shoot(page, "ancho-13-sin-servidor")
         check_accessible(page, "sin servidor")
 
