@@ -76,8 +76,10 @@ def serve(arguments: argparse.Namespace) -> None:
     """Load, listen, tell, serve.
 
     Raises:
-        ElchatError: no such model, an address in use, a key file that cannot be written.
+        ElchatError: no such model, an address in use, a key file that cannot be written, a number
+            that makes no sense.
     """
+    check_numbers(arguments)
     sock, port = bind(arguments.host, arguments.puerto)
     token = None if is_loopback(arguments.host) else token_for_network()
     print("Cargando el modelo…", file=sys.stderr, flush=True)
@@ -104,6 +106,20 @@ def serve(arguments: argparse.Namespace) -> None:
         sock.close()
 
 
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Refuse what the engine could not work with.
+
+    Raises:
+        ConfigError: which word, and from where on it makes sense.
+    """
+    rules = (("--contexto", arguments.contexto, 64), ("--filas", arguments.filas, 1))
+    for name, value, least in (*rules, ("--cola", arguments.cola, 0)):
+        if value is not None and value < least:
+            raise ConfigError(f"{name} vale {value} y debe ser {least} o más.")
+    if arguments.puerto is not None and not 0 <= arguments.puerto <= 65535:
+        raise ConfigError(f"--puerto vale {arguments.puerto} y debe estar entre 0 y 65535.")
+
+
 def bind(host: str, port: int | None) -> tuple[socket.socket, int]:
     """Take the port before the model loads: a mistake is told at once.
 
@@ -121,9 +137,9 @@ def bind(host: str, port: int | None) -> tuple[socket.socket, int]:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((address[0], number))
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             sock.close()
-            if getattr(error, "errno", None) == errno.EADDRINUSE and port is None:
+            if error.errno == errno.EADDRINUSE and port is None:
                 continue
             raise _cannot_bind(host, number, error) from None
         return sock, sock.getsockname()[1]
@@ -133,8 +149,8 @@ def bind(host: str, port: int | None) -> tuple[socket.socket, int]:
     )
 
 
-def _cannot_bind(host: str, port: int, error: Exception) -> ConfigError:
-    code = getattr(error, "errno", None)
+def _cannot_bind(host: str, port: int, error: OSError) -> ConfigError:
+    code = error.errno
     if code == errno.EADDRINUSE:
         return ConfigError(f"El puerto {port} está ocupado: elige otro con --puerto.")
     if code == errno.EADDRNOTAVAIL:

@@ -123,6 +123,10 @@ def test_every_interface_asks_for_a_key_that_only_the_user_can_read(model: Path)
         (["--host=192.0.2.1"], "no es una dirección de este equipo"),
         (["--host=no-existe.invalid"], "No existe la dirección"),
         (["--puerto=TAKEN"], "está ocupado: elige otro con --puerto"),
+        (["--puerto=99999"], "--puerto vale 99999 y debe estar entre 0 y 65535"),
+        (["--filas=0"], "--filas vale 0 y debe ser 1 o más"),
+        (["--cola=-1"], "--cola vale -1 y debe ser 0 o más"),
+        (["--contexto=10"], "--contexto vale 10 y debe ser 64 o más"),
     ],
 )
 def test_what_cannot_be_is_told_at_once(
@@ -132,7 +136,8 @@ def test_what_cannot_be_is_told_at_once(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        code = chat_web.main([str(model), *(word.replace("TAKEN", port) for word in words)])
+        words = [f"--puerto={port}" if word == "--puerto=TAKEN" else word for word in words]
+        code = chat_web.main([str(model), *words])
     assert code == 2
     assert sentence in capsys.readouterr().err
 
