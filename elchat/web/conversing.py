@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -206,10 +207,7 @@ class Composer:
         assert seed is not None
         prompt = Prompt(plan.request.ids, plan.n_dropped, plan.turn_starts)
         hook = mood.hook(prompt, text=text, seed=seed, must_answer=must_answer)
-        request = plan.request
-        plan.request = Request(
-            request.ids, request.params, request.stop_ids, request.conversation, hook
-        )
+        plan.request = dataclasses.replace(plan.request, hook=hook)
         plan.mood = mood
         return plan
 
@@ -270,8 +268,9 @@ class Composer:
             seed=seed,
             logprobs=logprobs,
         )
+        stop_ids = frozenset(self.engine.chat_format.stop_ids)
         return Plan(
-            request=Request(ids, params, frozenset(self.engine.chat_format.stop_ids), conversation),
+            request=Request(ids, params, stop_ids, conversation, tools=knobs.calculadora),
             message=answer,
             conversation=conversation,
             context_tokens=self.engine.context_tokens,

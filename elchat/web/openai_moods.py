@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 from typing import Any
 
 from elchat.engine import Event, Prompt, Request
@@ -55,7 +56,7 @@ def hooked(
     assert seed is not None
     prompt = Prompt(request.ids, 0, starts)
     hook = mood.hook(prompt, text=text, seed=seed, must_answer=wish.responder)
-    return Request(request.ids, request.params, request.stop_ids, hook=hook)
+    return dataclasses.replace(request, hook=hook)
 
 
 def account(event: Event, mood: MoodConversation | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Knobs(_Closed):
     largo: int = Field(512, ge=1, le=100_000)
     semilla: str | None = Field(None, pattern=r"^-?[0-9]{1,19}$")
     sistema: str | None = Field(None, max_length=8000)
+    calculadora: bool = Field(False, description="El motor completa las cuentas: <<12*7=84>>.")
 
 
 class PageMoodChange(MoodChange):

@@ -428,6 +428,15 @@ def test_the_record_of_a_long_conversation_can_be_imported(serve: Serve):
         assert client.post("/api/importar", json=exported).json()["nuevas"] == 1
 
 
+def test_the_calculator_is_used_where_it_was_allowed(serve: Serve):
+    server = serve(Script(("r",)), FakeMoods())
+    with server.client() as client:
+        events(client, ask(client, texto="uno")["id"])
+        events(client, ask(client, texto="dos", ajustes={"calculadora": True})["id"])
+    assert [request.tools for request in server.scheduler.requests] == [False, True]
+    assert server.scheduler.requests[-1].hook is not None
+
+
 def test_compare_and_keep(serve: Serve):
     def script(request: Request) -> Script:
         is_glad = request.hook is not None and request.hook.values[0] > 0.5

@@ -35,7 +35,10 @@ export function start() {
   for (const spec of SLIDERS) {
     box.append(slider({ ...spec, get: () => state.knobs[spec.key], set: (value) => (state.knobs[spec.key] = value), initial: DEFAULTS[spec.key] }));
   }
-  box.append(lengthSlider(), seedField(), systemField());
+  box.append(lengthSlider(), seedField(), systemField(), toggle("Dejar que use la calculadora", state.knobs.calculadora, (isOn) => {
+    state.knobs.calculadora = isOn;
+    saveKnobs();
+  }));
   pageOptions($("opciones"));
 }
 

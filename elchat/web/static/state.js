@@ -10,6 +10,7 @@ export const DEFAULTS = {
   largo: 512,
   semilla: null,
   sistema: null,
+  calculadora: false,
 };
 
 export const OPTIONS = { tema: "sistema", seguir: true, leer: false, atajos: true };
