@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +17,22 @@ class BatchHook:
 
     A row without effects gets zeros, which leave its bits as they are. A layer that no row
     touches takes the plain path.
+
+    Attributes:
+        rows: what it was made of: the same rows again can take the same hook.
+        prepared: what a runner has made of it, by layers.
     """
 
     def __init__(self, rows: Sequence[RowEffects | None], n_layers: int) -> None:
+        self.rows = tuple(rows)
+        self.prepared: dict[range, Any] = {}
         self._kept = _kept(rows, n_layers)
         self._noise_LBC = _side_by_side([None if r is None else r.noise_LC for r in rows])
         self._film_L3BC = _side_by_side([None if r is None else r.film_L3C for r in rows])
+
+    def is_of(self, rows: Sequence[RowEffects | None]) -> bool:
+        """Whether it was made of these very rows (a mood stays the same a whole reply)."""
+        return len(rows) == len(self.rows) and all(map(operator.is_, rows, self.rows))
 
     def effect(self, layer: int) -> LayerEffect | None:
         kept = None if self._kept is None else [row[layer] for row in self._kept]

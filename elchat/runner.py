@@ -16,12 +16,13 @@ import mmap
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from elchat import native
+from elchat.batch_hook import BatchHook
 from elchat.gpt import GPT, AttentionPlan, KVCache
 from elchat.hooks import LayerEffect, LayerHook
 from elchat.model_config import GPTConfig
@@ -31,6 +32,7 @@ from elchat.quantize import GROUP
 
 MAX_TOKENS_PER_PASS = 256
 KEY_BLOCK = 16  # `attention.h`: positions whose keys lie side by side
+Prepared = tuple[Any, list[Tensor]]  # a ctypes array of effects, and the tensors it points to
 KINDS = {"fp32": 0, "int8": 1, "int4": 2}
 
 
@@ -172,13 +174,8 @@ class NativeRunner:
         x = x_BTC.contiguous()
         slots = _int32s(slot for slot in rows.slots for _ in range(t))
         positions = _int32s(start + i for start in rows.starts for i in range(t))
-        effects = None
-        kept: list[Tensor] = []
-        if hook is not None:
-            effects = (c.Effect * self.config.n_layers)()
-            for i in layers:
-                if (effect := hook.effect(i)) is not None:
-                    effects[i] = _effect(effect, b, t, width, kept)
+        prepared = None if hook is None else self._prepare(hook, layers, b, t)
+        effects = None if prepared is None else prepared[0]
         for start in range(0, b * t, MAX_TOKENS_PER_PASS):
             n = min(MAX_TOKENS_PER_PASS, b * t - start)
             assert start == 0 or effects is None
@@ -188,6 +185,18 @@ class NativeRunner:
                 layers.start, layers.stop, effects,
             )  # fmt: skip
         return x
+
+    def _prepare(self, hook: LayerHook, layers: range, b: int, t: int) -> Prepared:
+        """Effects of some layers as the kernels take them; kept with a hook that is used again."""
+        known: dict[range, Prepared] = hook.prepared if isinstance(hook, BatchHook) else {}
+        if layers not in known:
+            kept: list[Tensor] = []
+            effects = (c.Effect * self.config.n_layers)()
+            for i in layers:
+                if (effect := hook.effect(i)) is not None:
+                    effects[i] = _effect(effect, b, t, self.config.d_model, kept)
+            known[layers] = effects, kept
+        return known[layers]
 
     def finish(self, x_NC: Tensor) -> tuple[Tensor, Tensor]:
         x = x_NC.contiguous()

@@ -114,6 +114,7 @@ class Scheduler:
         self._slots = SlotTable(n_slots)
         self._waiting: deque[Ticket] = deque()
         self._running: list[tuple[Ticket, Reply]] = []
+        self._last_hook: BatchHook | None = None
         self._changed = threading.Condition()
         self._is_closed = False
         self._tokens_total = self._requests_total = self._accepted = 0
@@ -304,12 +305,18 @@ class Scheduler:
             self._count(len(writing))
         self._sweep()
 
+    def _hook_of(self, effects: list[RowEffects | None]) -> BatchHook:
+        """The last step's again if nothing has changed: a mood need not be laid out each token."""
+        if self._last_hook is None or not self._last_hook.is_of(effects):
+            self._last_hook = BatchHook(effects, self.engine.config.n_layers)
+        return self._last_hook
+
     def _forward(
         self, replies: list[Reply], effects: list[RowEffects | None]
     ) -> tuple[list[Tensor | None], Tensor]:
         """Pass each reply's token; its state after its appraisal layers, and the logits [B, V]."""
         is_plain = all(effect is None for effect in effects)
-        hook = None if is_plain else BatchHook(effects, self.engine.config.n_layers)
+        hook = None if is_plain else self._hook_of(effects)
         rows = Rows(tuple(r.slot.index for r in replies), tuple(r.position for r in replies))
         x = self._runner.embed([[reply.token] for reply in replies])
         stops = {r.hook.appraisal_layers for r in replies if r.hook is not None}

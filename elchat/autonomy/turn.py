@@ -103,8 +103,12 @@ class Turn:
         return self.drawn_temperature
 
     def effects(self, step: int) -> RowEffects | None:
-        """Effects on the reply's token number `step`."""
-        return row_effects(self.reply_effects, step, self.autonomy.place)
+        """Effects on the reply's token number `step`; the same object while they do not change."""
+        if self.reply_effects.noise is not None:
+            return row_effects(self.reply_effects, step, self.autonomy.place)
+        if self._steady is None:
+            self._steady = (row_effects(self.reply_effects, 0, self.autonomy.place),)
+        return self._steady[0]
 
     def wrote(self, step: int, token: int, low_C: Tensor) -> None:
         """Add a token to what the model will know of its own reply."""

@@ -30,7 +30,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 GROUPS = {
     "models": ("list", "pull", "verify", "remove"),
     "config": ("show", "check", "schema"),
-    "autonomy": ("ablate", "cost", "train", "evaluate", "card"),
+    "autonomy": ("ablate", "cost", "train", "evaluate", "abstain", "diversity", "card"),
     "data": ("inspect", "mask"),
 }
 PAGES = [

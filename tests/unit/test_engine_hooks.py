@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -166,6 +167,33 @@ def test_rows_with_different_effects_do_not_disturb_each_other(scheduler):
         request = Request(ids, PARAMS, NO_STOP, hook=hook, conversation=f"otra {i}")
         scheduler.submit(request, listeners[i])
     assert [tokens_of(listener.wait()) for listener in listeners] == alone
+
+
+class Steady(Fake):
+    """The same effects object at every step, as a mood without noise has."""
+
+    def effects(self, step: int) -> RowEffects:
+        if not hasattr(self, "steady"):
+            self.steady = super().effects(step)
+        return self.steady
+
+
+def test_effects_that_stay_are_laid_out_once_and_change_nothing(scheduler):
+    """Rows come and go beside each other, so the set of rows changes between steps too."""
+    made = [dict(size=0.3, skips=(1,)), dict(size=0.6), dict(turn_start=4, size=0.1)]
+    prompts = [prompt(seed, n) for seed, n in enumerate((12, 20, 9))]
+    lengths = [replace(PARAMS, max_new_tokens=n) for n in (4, 9, 14)]
+    found = []
+    for kind in (Fake, Steady):
+        listeners = [Listener() for _ in prompts]
+        for i, (ids, options) in enumerate(zip(prompts, made, strict=True)):
+            request = Request(
+                ids, lengths[i], NO_STOP, hook=kind(**options), conversation=f"{kind} {i}"
+            )
+            scheduler.submit(request, listeners[i])
+        found.append([tokens_of(listener.wait()) for listener in listeners])
+    assert found[0] == found[1]
+    assert len(set(map(tuple, found[0]))) == 3
 
 
 def test_history_is_reused_by_its_own_conversation_only(scheduler):
