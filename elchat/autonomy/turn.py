@@ -61,6 +61,7 @@ class Turn:
         self._surprise = 0.0
         self._own_sum_C: Tensor | None = None
         self._n_written = 0
+        self._steady: tuple[RowEffects | None] | None = None
         self.is_over = False
 
     # --- what the engine calls -------------------------------------------------------------------
