@@ -1,11 +1,14 @@
 """A pass over MGSM-es, XNLI-es and PAWS-X-es: elchat's runner against lm_eval's hf backend.
 
     python benchmarks/bench_eval.py --model FILE.gguf|FOLDER --data FOLDER [--limit 200]
-        [--batch-size 16] [--mgsm-limit 250] [--rounds 1]
+        [--batch-size 16] [--mgsm-limit 250] [--rounds 1] [--dtype bfloat16]
 
-Same items, same weights in fp32, same threads; each peer is a process of its own and loading is
-not counted. `--data` has the layout of ELCHAT_EVAL_DATA. Prints a table with the speed and the
-agreement (figures, and questions answered differently) and, last, one JSON object.
+Same items, same weights, same threads; each peer is a process of its own and loading is not
+counted. lm_eval's own default is one question at a time in the dtype of the published weights
+(bfloat16 for SmolLM2): --batch-size 1 --dtype bfloat16. In float32, ours may draft in bf16, as
+`elchat eval` does. `--data` has the layout of ELCHAT_EVAL_DATA. Prints a table with the speed
+(wall and processor seconds) and the agreement (figures, and questions answered differently) and,
+last, one JSON object.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ FILES = {
     "paws_es_spanish_bench": "pawsx_es/test.jsonl",
 }
 PEERS = ("elchat", "lm_eval")
+UNITS = ("seconds", "cpu_seconds")
 
 
 def main() -> int:
@@ -38,6 +42,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--mgsm-limit", type=int, default=250)
     parser.add_argument("--batch-size", type=int, default=16, help="de lm_eval; el suyo es 1")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--one", choices=PEERS, help=argparse.SUPPRESS)
@@ -48,7 +53,7 @@ def main() -> int:
         print(json.dumps(measure(arguments)))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        arguments.model = as_folder(arguments.model, Path(folder))
+        arguments.model = as_folder(arguments.model, Path(folder), arguments.dtype)
         rounds = [
             {peer: run_one(peer, arguments) for peer in PEERS} for _ in range(arguments.rounds)
         ]
@@ -56,22 +61,22 @@ def main() -> int:
     return 0
 
 
-def as_folder(model: Path, folder: Path) -> Path:
-    """The harness reads folders: a GGUF is written as one, in fp32."""
+def as_folder(model: Path, folder: Path, dtype: str) -> Path:
+    """The harness reads folders: a GGUF is written as one."""
     import torch
 
     from elchat.weights import load_model, save_hf
 
     if model.is_dir():
         return model
-    save_hf(load_model(model), folder / "modelo", dtype=torch.float32)
+    save_hf(load_model(model), folder / "modelo", dtype=getattr(torch, dtype))
     return folder / "modelo"
 
 
 def run_one(peer: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure one peer in a process of its own."""
     command = [sys.executable, __file__, "--one", peer]
-    for name in ("model", "data", "limit", "mgsm_limit", "batch_size", "threads"):
+    for name in ("model", "data", "limit", "mgsm_limit", "batch_size", "threads", "dtype"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(arguments.threads),
@@ -83,7 +88,7 @@ def run_one(peer: str, arguments: argparse.Namespace) -> dict[str, Any]:
         command, env=environment, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
     )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{peer}: {found['seconds']}", file=sys.stderr)
+    print(f"{peer}: {found['seconds']}, CPU {found['cpu_seconds']}", file=sys.stderr)
     return found
 
 
@@ -95,28 +100,33 @@ def rows_of(arguments: argparse.Namespace, name: str) -> list[dict[str, Any]]:
 
 
 def measure_elchat(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds, figures and marks of each task."""
+    """Seconds, figures and marks of each task; the bf16 draft is made on the first one's time."""
     import torch
 
     from elchat.evaluation import runner
+    from elchat.evaluation.drafting import draft_of
     from elchat.weights import load_model
     from tasks import all_tasks
     from tasks.common import Record
 
     torch.set_num_threads(arguments.threads)
-    loaded = load_model(arguments.model)
-    seconds, values, marks = {}, {}, {}
-    for name in FILES:
+    loaded = load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
+    seconds, cpu_seconds, values, marks = {}, {}, {}, {}
+    draft = None
+    for number, name in enumerate(FILES):
         task = all_tasks()[name]
         rows = rows_of(arguments, name)
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
+        if number == 0:
+            draft = draft_of(loaded)
         items = task.make_items([Record(row, name) for row in rows], [])
-        found = {row["id"]: row for row in runner.answers(loaded, task, items)}
+        found = {row["id"]: row for row in runner.answers(loaded, task, items, draft)}
         seconds[name] = time.perf_counter() - began
+        cpu_seconds[name] = time.process_time() - cpu_began
         answers = [found[item.id] for item in items]
         values[name] = runner.estimate(task.metric, answers).value
         marks[name] = [row["score"] for row in answers]
-    return {"seconds": seconds, "values": values, "marks": marks}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "values": values, "marks": marks}
 
 
 def measure_harness(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -127,7 +137,7 @@ def measure_harness(arguments: argparse.Namespace) -> dict[str, Any]:
     from tests import harness
 
     torch.set_num_threads(arguments.threads)
-    clock = {"seconds": 0.0}
+    clock = {"seconds": 0.0, "cpu": 0.0}
 
     class Timed(HFLM):
         """Counts the seconds spent answering: the work that elchat's time counts too."""
@@ -139,32 +149,33 @@ def measure_harness(arguments: argparse.Namespace) -> dict[str, Any]:
             return timed(super().generate_until, *words, **options)
 
     def timed(call: Any, *words: Any, **options: Any) -> Any:
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         try:
             return call(*words, **options)
         finally:
             clock["seconds"] += time.perf_counter() - began
+            clock["cpu"] += time.process_time() - cpu_began
 
     model = Timed(
         pretrained=str(arguments.model),
-        dtype="float32",
+        dtype=arguments.dtype,
         device="cpu",
         batch_size=arguments.batch_size,
     )
-    seconds, values, marks = {}, {}, {}
+    seconds, cpu_seconds, values, marks = {}, {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for name in FILES:
             harness.write_tasks(Path(folder), {name: rows_of(arguments, name)})
-            clock["seconds"] = 0.0
+            clock |= {"seconds": 0.0, "cpu": 0.0}
             found = harness.run(model, Path(folder), [name])[name]
-            seconds[name] = clock["seconds"]
+            seconds[name], cpu_seconds[name] = clock["seconds"], clock["cpu"]
             values[name] = harness.figure(name, found["metrics"])
             key, wanted = ("acc", "none")
             if name.startswith("mgsm"):
                 key, wanted = ("exact_match", "flexible-extract")
             samples = [s for s in found["samples"] if s["filter"] == wanted]
             marks[name] = [float(s[key]) for s in sorted(samples, key=lambda s: s["doc_id"])]
-    return {"seconds": seconds, "values": values, "marks": marks}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "values": values, "marks": marks}
 
 
 def show(rounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
@@ -173,16 +184,12 @@ def show(rounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     from elchat.runs import git_commit
 
     summary: dict[str, Any] = {}
-    print(f"{'tarea':32} {'elchat s':>9} {'lm_eval s':>9} {'veces':>6}  cifras (dif.)  distintas")
+    heads = "".join(f"{head:>10}" for head in ("elchat s", "lm_eval s", "veces", "en CPU"))
+    print(f"{'tarea':30}{heads}  cifras (dif.)  distintas")
     for name in [*FILES, "total"]:
-        times = {
-            peer: statistics.median(
-                sum(r[peer]["seconds"].values()) if name == "total" else r[peer]["seconds"][name]
-                for r in rounds
-            )
-            for peer in PEERS
-        }
-        entry: dict[str, Any] = {**times, "ratio": times["lm_eval"] / times["elchat"]}
+        wall, cpu = ({p: median_of(rounds, p, name, unit) for p in PEERS} for unit in UNITS)
+        ratios = [times["lm_eval"] / times["elchat"] for times in (wall, cpu)]
+        entry: dict[str, Any] = {**wall, "ratio": ratios[0], "cpu": cpu, "cpu_ratio": ratios[1]}
         agreement = ""
         if name != "total":
             ours, theirs = (rounds[0][peer] for peer in PEERS)
@@ -199,10 +206,8 @@ def show(rounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
                 f"{entry['different']} de {entry['n']}"
             )
         summary[name] = entry
-        print(
-            f"{name:32} {times['elchat']:9.1f} {times['lm_eval']:9.1f} {entry['ratio']:6.2f}  "
-            f"{agreement}"
-        )
+        figures = (wall["elchat"], wall["lm_eval"], *ratios)
+        print(f"{name:30}{''.join(f'{value:10.2f}' for value in figures)}  {agreement}")
     facts = {
         "machine": machine(),
         "commit": git_commit(),
@@ -212,6 +217,14 @@ def show(rounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
         "results": summary,
     }
     print(json.dumps(facts, ensure_ascii=False))
+
+
+def median_of(rounds: list[dict[str, Any]], peer: str, name: str, unit: str) -> float:
+    """A task's time over the rounds, or that of all of them."""
+    return statistics.median(
+        sum(one[peer][unit].values()) if name == "total" else one[peer][unit][name]
+        for one in rounds
+    )
 
 
 if __name__ == "__main__":

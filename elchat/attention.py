@@ -9,6 +9,7 @@ Shape legend: B rows, T tokens, H query heads, K key/value heads, D head width, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -94,6 +95,21 @@ def attend_by_segment(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, segments: 
             )
         )
     return torch.cat(rows)
+
+
+def attend_by_block(
+    q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask_B1TT: Tensor, lengths: Sequence[int]
+) -> Tensor:
+    """One masked call for each stretch, when the mask lets nothing through between them."""
+    is_grouped = _is_grouped(q_BHTD, k_BKTD)
+    parts, start = [], 0
+    for length in lengths:
+        at = slice(start, start + length)
+        q, k, v = q_BHTD[:, :, at], k_BKTD[:, :, at], v_BKTD[:, :, at]
+        mask = mask_B1TT[:, :, at, at]
+        parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=is_grouped))
+        start += length
+    return torch.cat(parts, dim=2)
 
 
 def attend_varlen(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, segments: Segments) -> Tensor:

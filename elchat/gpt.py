@@ -9,14 +9,15 @@ never stored.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from elchat.attention import Segments, attend_packed
+from elchat.attention import Segments, attend_by_block, attend_packed
 from elchat.errors import ModelError
 from elchat.hooks import LayerEffect, LayerHook
 from elchat.model_config import GPTConfig, RopeScaling
@@ -73,6 +74,7 @@ class AttentionPlan:
             single query.
         is_causal: passed to SDPA when there is no mask.
         segments: documents packed in the rows, or None.
+        blocks: lengths of the stretches of a row between which the mask lets nothing through.
     """
 
     cos_B1TD: Tensor
@@ -80,6 +82,7 @@ class AttentionPlan:
     mask_B1TS: Tensor | None
     is_causal: bool
     segments: Segments | None = None
+    blocks: Sequence[int] | None = None
 
 
 class RMSNorm(nn.Module):
@@ -118,6 +121,13 @@ class Attention(nn.Module):
         k, v = self.keys_values(x_BTC, plan, cache, layer)
         if plan.segments is not None:
             y_BHTD = attend_packed(q, k, v.to(q.dtype), plan.segments)
+        elif plan.blocks is not None and plan.mask_B1TS is not None:
+            y_BHTD = attend_by_block(q, k, v.to(q.dtype), plan.mask_B1TS, plan.blocks)
+        elif t == 1 and not plan.is_causal:
+            # the heads of a group stand as queries of one head: keys and values are not repeated
+            q = q.reshape(b, self.n_kv_heads, -1, self.head_dim)
+            y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=plan.mask_B1TS)
+            y_BHTD = y.view(b, self.n_heads, 1, self.head_dim)
         else:
             y_BHTD = F.scaled_dot_product_attention(
                 q,
@@ -254,6 +264,7 @@ class GPT(nn.Module):
         positions_BT: Tensor | None = None,
         segments: Segments | None = None,
         mask_BTS: Tensor | None = None,
+        blocks: Sequence[int] | None = None,
         cache: KVCache | None = None,
         hook: LayerHook | None = None,
     ) -> Tensor:
@@ -266,6 +277,8 @@ class GPT(nn.Module):
                 where no row holds two. Not with a cache.
             mask_BTS: True where a new token may look at a cached or new one, instead of the causal
                 mask: a tree of continuations in one row, or padding in front of a row.
+            blocks: lengths of stretches, T in all, that the mask keeps apart: what lies between
+                them is not computed. Not with a cache.
             cache: keys and values of earlier tokens; extended in place.
             hook: autonomy, or None for the plain model.
 
@@ -275,6 +288,8 @@ class GPT(nn.Module):
         plan = self.plan(
             ids_BT, positions_BT=positions_BT, segments=segments, mask_BTS=mask_BTS, cache=cache
         )
+        if blocks is not None:
+            plan = replace(plan, blocks=blocks)
         x_BTC = self.model.embed_tokens(ids_BT)
         x_BTC = self.run_layers(x_BTC, plan, range(self.config.n_layers), cache=cache, hook=hook)
         if cache is not None:

@@ -153,8 +153,10 @@ def _choose(loaded: LoadedModel, task: Task, items: Sequence[ChoiceItem]) -> Ite
         ]
         for item in items
     ]
-    n_ids = loaded.tokenizer.vocab_size
-    for at, scores in score_groups(loaded.model, groups, n_ids=n_ids):
+    is_relative = "acc_norm" not in {task.metric, *task.also}
+    for at, scores in score_groups(
+        loaded.model, groups, n_ids=loaded.tokenizer.vocab_size, is_relative=is_relative
+    ):
         yield _choice_row(task, items[at], scores)
 
 

@@ -29,7 +29,7 @@ from elchat.tokenizer import Tokenizer
 
 ROW_TOKENS = 384  # longer rows pay more attention to masked pairs than they save in calls
 MIN_SHARED_TOKENS = 16  # a cached beginning shorter than this is not worth a cache
-CHUNK_LOGITS = 1 << 24  # logits held at once: 64 MB in fp32
+CHUNK_LOGITS = 1 << 22  # logits held at once: 16 MB in fp32 stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ def score_groups(
     *,
     n_ids: int,
     row_tokens: int = ROW_TOKENS,
+    is_relative: bool = False,
 ) -> Iterator[tuple[int, list[Scored]]]:
     """Score groups of pairs; yields (group index, one `Scored` per pair), longest first.
 
@@ -103,6 +104,8 @@ def score_groups(
         groups: pairs of one question belong together; sharing a beginning makes them cheaper.
         n_ids: ids of the vocabulary; further rows of the output matrix spell nothing.
         row_tokens: packed tokens per forward pass (a longer question gets a row of its own).
+        is_relative: leave out of a group's scores what all its options have in common, which
+            changes neither their order nor their differences and is cheaper.
 
     Contexts that do not fit in the model's positions lose their beginning.
     """
@@ -115,7 +118,7 @@ def score_groups(
     packed = best_fit_decreasing([sizes[i] for i in small], row_tokens)
     rows += [[small[i] for i in row] for row in packed]
     for row in rows:
-        scores = _score_row(model, [trees[i] for i in row], past, cache, n_ids)
+        scores = _score_row(model, [trees[i] for i in row], past, cache, n_ids, is_relative)
         yield from zip(row, scores, strict=True)
 
 
@@ -181,7 +184,12 @@ def _prefill(
 
 
 def _score_row(
-    model: GPT, trees: Sequence[_Tree], past: int, cache: KVCache | None, n_ids: int
+    model: GPT,
+    trees: Sequence[_Tree],
+    past: int,
+    cache: KVCache | None,
+    n_ids: int,
+    is_relative: bool,
 ) -> list[list[Scored]]:
     """One forward pass over some questions; the cache is left as it was."""
     ids: list[int] = []
@@ -197,25 +205,33 @@ def _score_row(
         positions += range(past, past + len(trunk))
         question += [number] * len(trunk)
         branch += [-1] * len(trunk)
-        picks.append([])
+        scored = []
         for option, more in enumerate(tree.branches):
             place = [*range(at, at + len(trunk)), *range(len(ids), len(ids) + len(more))]
-            pairs = zip(place[tree.n_context[option] - past :], tree.targets[option], strict=True)
-            picks[-1].append([wanted.setdefault(pair, len(wanted)) for pair in pairs])
+            place = place[tree.n_context[option] - past :]
+            scored.append([*zip(place, tree.targets[option], strict=True)])
             ids += more
             positions += range(len(tree.trunk), len(tree.trunk) + len(more))
             question += [number] * len(more)
             branch += [option] * len(more)
+        common = _common(scored) if is_relative else set()
+        picks.append(
+            [
+                [wanted.setdefault(pair, len(wanted)) for pair in pairs if pair not in common]
+                for pairs in scored
+            ]
+        )
     device = model.model.norm.weight.device
     hidden_BTC = model.hidden(
         torch.tensor([ids], device=device),
         positions_BT=torch.tensor([positions], device=device),
         mask_BTS=_mask(question, branch, past, device),
+        blocks=None if cache is not None else [len(tree) for tree in trees],
         cache=cache,
     )
     if cache is not None:
         cache.truncate(past)
-    where_N2 = torch.tensor(list(wanted), device=device)
+    where_N2 = torch.tensor(list(wanted), dtype=torch.long, device=device).view(-1, 2)
     logprobs, greedy = _score_tokens(
         hidden_BTC[0, where_N2[:, 0]], model.head_weight_VC[:n_ids], where_N2[:, 1]
     )
@@ -235,14 +251,20 @@ def _mask(question: list[int], branch: list[int], past: int, device: torch.devic
     return F.pad(mask_TT, (past, 0), value=True)[None]
 
 
+def _common(scored: Sequence[Sequence[tuple[int, int]]]) -> set[tuple[int, int]]:
+    """What every option of a question is scored at; nothing if there is one option."""
+    return set.intersection(*map(set, scored)) if len(scored) > 1 else set()
+
+
 def _score_tokens(hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and whether it is the most likely token, on the CPU."""
+    """Log-probability of each target and whether none is likelier, on the CPU."""
     logprobs, greedy = [], []
     rows = max(1, CHUNK_LOGITS // head_VC.shape[0])
-    for start in range(0, len(targets_N), rows):
-        target_N1 = targets_N[start : start + rows, None]
+    for start in range(0, max(1, len(targets_N)), rows):
         logits_NV = F.linear(hidden_NC[start : start + rows], head_VC).float()
-        picked = logits_NV.gather(1, target_N1)
-        logprobs.append((picked - logits_NV.logsumexp(1, keepdim=True)).squeeze(1))
-        greedy.append(logits_NV.argmax(1) == target_N1.squeeze(1))
+        picked_N1 = logits_NV.gather(1, targets_N[start : start + rows, None])
+        top_N1 = logits_NV.amax(1, keepdim=True)
+        total_N1 = logits_NV.sub_(top_N1).exp_().sum(1, keepdim=True)  # logsumexp, in place
+        logprobs.append((picked_N1 - top_N1 - total_N1.log()).squeeze(1))
+        greedy.append((picked_N1 >= top_N1).squeeze(1))
     return torch.cat(logprobs).cpu(), torch.cat(greedy).cpu()

@@ -72,6 +72,21 @@ def test_packed_scores_equal_one_at_a_time(model: GPT, shared: int, row_tokens: 
             assert scored.is_greedy == expected.is_greedy
 
 
+def test_relative_scores_differ_by_what_the_options_share(model: GPT):
+    twins = [Pair([1, 2, 3], [4]), Pair([1, 2, 3], [4])]
+    groups = [*random_groups(7), twins]
+    whole = dict(score_groups(model, groups, n_ids=N_IDS))
+    relative = dict(score_groups(model, groups, n_ids=N_IDS, is_relative=True))
+    shortened = 0
+    for i in range(len(groups)):
+        given = [scored.logprob for scored in relative[i]]
+        left_out = [scored.logprob - got for scored, got in zip(whole[i], given, strict=True)]
+        assert left_out == pytest.approx([left_out[0]] * len(given), abs=1e-4)
+        shortened += left_out[0] < -1e-3
+    assert shortened >= 3
+    assert [scored.logprob for scored in relative[len(groups) - 1]] == [0.0, 0.0]
+
+
 def test_options_that_share_nothing_and_a_group_of_one(model: GPT):
     groups = [[Pair([1, 2], [3]), Pair([9, 8, 7], [6, 5])], [Pair([4], [4])]]
     found = dict(score_groups(model, groups, n_ids=N_IDS))
