@@ -3,12 +3,11 @@
     python benchmarks/bench_eval.py --model FILE.gguf|FOLDER --data FOLDER [--limit 200]
         [--batch-size 16] [--mgsm-limit 250] [--rounds 1] [--dtype bfloat16]
 
-Same items, same weights, same threads; each peer is a process of its own and loading is not
-counted. lm_eval's own default is one question at a time in the dtype of the published weights
-(bfloat16 for SmolLM2): --batch-size 1 --dtype bfloat16. In float32, ours may draft in bf16, as
-`elchat eval` does. `--data` has the layout of ELCHAT_EVAL_DATA. Prints a table with the speed
-(wall and processor seconds) and the agreement (figures, and questions answered differently) and,
-last, one JSON object.
+Same items, same weights, same threads; each peer does each task in a process of its own, by turns,
+and loading is not counted. lm_eval's own default is one question at a time in the dtype of the
+published weights (bfloat16 for SmolLM2): --batch-size 1 --dtype bfloat16. `--data` has the layout
+of ELCHAT_EVAL_DATA. Prints a table with the speed (wall and processor seconds) and the agreement
+(figures, and questions answered differently) and, last, one JSON object.
 """
 
 from __future__ import annotations
@@ -45,17 +44,19 @@ def main() -> int:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--one", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, metavar=("PEER", "TASK"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     if arguments.one:
-        measure = measure_elchat if arguments.one == "elchat" else measure_harness
-        print(json.dumps(measure(arguments)))
+        peer, name = arguments.one
+        measure = measure_elchat if peer == "elchat" else measure_harness
+        print(json.dumps(measure(arguments, name)))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         arguments.model = as_folder(arguments.model, Path(folder), arguments.dtype)
         rounds = [
-            {peer: run_one(peer, arguments) for peer in PEERS} for _ in range(arguments.rounds)
+            {name: {peer: run_one(peer, name, arguments) for peer in PEERS} for name in FILES}
+            for _ in range(arguments.rounds)
         ]
     show(rounds, arguments)
     return 0
@@ -73,9 +74,9 @@ def as_folder(model: Path, folder: Path, dtype: str) -> Path:
     return folder / "modelo"
 
 
-def run_one(peer: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure one peer in a process of its own."""
-    command = [sys.executable, __file__, "--one", peer]
+def run_one(peer: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure one peer on one task in a process of its own."""
+    command = [sys.executable, __file__, "--one", peer, name]
     for name in ("model", "data", "limit", "mgsm_limit", "batch_size", "threads", "dtype"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     environment = os.environ | {
@@ -88,7 +89,7 @@ def run_one(peer: str, arguments: argparse.Namespace) -> dict[str, Any]:
         command, env=environment, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
     )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{peer}: {found['seconds']}, CPU {found['cpu_seconds']}", file=sys.stderr)
+    print(f"{name} {peer}: {found['seconds']:.1f} s", file=sys.stderr)
     return found
 
 
@@ -99,38 +100,35 @@ def rows_of(arguments: argparse.Namespace, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line, _ in zip(lines, range(limit), strict=False)]
 
 
-def measure_elchat(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds, figures and marks of each task; the bf16 draft is made on the first one's time."""
+def measure_elchat(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Seconds, figure and marks; packing the weights for the compiled passes counts too."""
     import torch
 
     from elchat.evaluation import runner
-    from elchat.evaluation.drafting import draft_of
+    from elchat.evaluation.passes import compiled_weights
     from elchat.weights import load_model
     from tasks import all_tasks
     from tasks.common import Record
 
     torch.set_num_threads(arguments.threads)
     loaded = load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
-    seconds, cpu_seconds, values, marks = {}, {}, {}, {}
-    draft = None
-    for number, name in enumerate(FILES):
-        task = all_tasks()[name]
-        rows = rows_of(arguments, name)
-        began, cpu_began = time.perf_counter(), time.process_time()
-        if number == 0:
-            draft = draft_of(loaded)
-        items = task.make_items([Record(row, name) for row in rows], [])
-        found = {row["id"]: row for row in runner.answers(loaded, task, items, draft)}
-        seconds[name] = time.perf_counter() - began
-        cpu_seconds[name] = time.process_time() - cpu_began
-        answers = [found[item.id] for item in items]
-        values[name] = runner.estimate(task.metric, answers).value
-        marks[name] = [row["score"] for row in answers]
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "values": values, "marks": marks}
+    task, rows = all_tasks()[name], rows_of(arguments, name)
+    began, cpu_began = time.perf_counter(), time.process_time()
+    compiled = compiled_weights(loaded.model)
+    items = task.make_items([Record(row, name) for row in rows], [])
+    found = {row["id"]: row for row in runner.answers(loaded, task, items, compiled)}
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+    answers = [found[item.id] for item in items]
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "value": runner.estimate(task.metric, answers).value,
+        "marks": [row["score"] for row in answers],
+    }
 
 
-def measure_harness(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The same of lm_eval; time is the model's, tasks are built before."""
+def measure_harness(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """The same of lm_eval; time is the model's, the task is built before."""
     import torch
     from lm_eval.models.huggingface import HFLM
 
@@ -162,20 +160,18 @@ def measure_harness(arguments: argparse.Namespace) -> dict[str, Any]:
         device="cpu",
         batch_size=arguments.batch_size,
     )
-    seconds, cpu_seconds, values, marks = {}, {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in FILES:
-            harness.write_tasks(Path(folder), {name: rows_of(arguments, name)})
-            clock |= {"seconds": 0.0, "cpu": 0.0}
-            found = harness.run(model, Path(folder), [name])[name]
-            seconds[name], cpu_seconds[name] = clock["seconds"], clock["cpu"]
-            values[name] = harness.figure(name, found["metrics"])
-            key, wanted = ("acc", "none")
-            if name.startswith("mgsm"):
-                key, wanted = ("exact_match", "flexible-extract")
-            samples = [s for s in found["samples"] if s["filter"] == wanted]
-            marks[name] = [float(s[key]) for s in sorted(samples, key=lambda s: s["doc_id"])]
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "values": values, "marks": marks}
+        harness.write_tasks(Path(folder), {name: rows_of(arguments, name)})
+        found = harness.run(model, Path(folder), [name])[name]
+    is_mgsm = name.startswith("mgsm")
+    key, wanted = ("exact_match", "flexible-extract") if is_mgsm else ("acc", "none")
+    samples = [s for s in found["samples"] if s["filter"] == wanted]
+    return {
+        "seconds": clock["seconds"],
+        "cpu_seconds": clock["cpu"],
+        "value": harness.figure(name, found["metrics"]),
+        "marks": [float(s[key]) for s in sorted(samples, key=lambda s: s["doc_id"])],
+    }
 
 
 def show(rounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
@@ -192,12 +188,12 @@ def show(rounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
         entry: dict[str, Any] = {**wall, "ratio": ratios[0], "cpu": cpu, "cpu_ratio": ratios[1]}
         agreement = ""
         if name != "total":
-            ours, theirs = (rounds[0][peer] for peer in PEERS)
-            pairs = zip(ours["marks"][name], theirs["marks"][name], strict=True)
+            ours, theirs = (rounds[0][name][peer] for peer in PEERS)
+            pairs = zip(ours["marks"], theirs["marks"], strict=True)
             entry |= {
-                "n": len(ours["marks"][name]),
-                "value_elchat": ours["values"][name],
-                "value_lm_eval": theirs["values"][name],
+                "n": len(ours["marks"]),
+                "value_elchat": ours["value"],
+                "value_lm_eval": theirs["value"],
                 "different": sum(a != b for a, b in pairs),
             }
             change = 100 * (entry["value_elchat"] - entry["value_lm_eval"])
@@ -222,7 +218,7 @@ def show(rounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
 def median_of(rounds: list[dict[str, Any]], peer: str, name: str, unit: str) -> float:
     """A task's time over the rounds, or that of all of them."""
     return statistics.median(
-        sum(one[peer][unit].values()) if name == "total" else one[peer][unit][name]
+        sum(one[task][peer][unit] for task in (FILES if name == "total" else [name]))
         for one in rounds
     )
 

@@ -21,6 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from elchat.errors import ConfigError
 from elchat.evaluation.generation import generate_greedy
+from elchat.evaluation.passes import compiled_weights
 from elchat.evaluation.runner import cut_at, encoder_of
 from elchat.evaluation.scoring import Pair, score_groups
 from elchat.weights import load_model
@@ -47,6 +48,7 @@ class ElchatLM(TemplateLM):
             raise ConfigError(f"dtype vale «{dtype}» y debe ser float32 o bfloat16.")
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._loaded = load_model(Path(path), dtype=DTYPES[dtype], device=place)
+        self._compiled = compiled_weights(self._loaded.model)
         self._encoder = encoder_of(self._loaded)
         self.max_gen_toks = max_gen_toks
 
@@ -141,6 +143,7 @@ class ElchatLM(TemplateLM):
             stop_ids=[loaded.eos_id, *loaded.chat_eos_ids],
             n_ids=loaded.tokenizer.vocab_size,
             is_finished=lambda at, ids: any(stop in decode(ids) for stop in untils[at]),
+            compiled=self._compiled,
         ):
             yield at, cut_at(decode(ids), untils[at])
 
@@ -158,7 +161,9 @@ class ElchatLM(TemplateLM):
         found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
         trees = [[pairs[i] for i in group] for group in groups]
         n_ids = self._loaded.tokenizer.vocab_size
-        for at, scores in score_groups(self._loaded.model, trees, n_ids=n_ids):
+        for at, scores in score_groups(
+            self._loaded.model, trees, n_ids=n_ids, compiled=self._compiled
+        ):
             for i, scored in zip(groups[at], scores, strict=True):
                 found[i] = (scored.logprob, scored.is_greedy)
         return found

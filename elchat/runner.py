@@ -128,6 +128,9 @@ class SlotView:
             return k[slot : slot + 1, :, :end], v[slot : slot + 1, :, :end]
         k[self._slots, :, self._starts] = k_BKTD[:, :, 0].to(k.dtype)
         v[self._slots, :, self._starts] = v_BKTD[:, :, 0].to(v.dtype)
+        n = len(self._rows.slots)
+        if self._rows.slots == tuple(range(n)):  # nothing to gather
+            return k[:n, :, : self._end], v[:n, :, : self._end]
         return k[self._slots, :, : self._end], v[self._slots, :, : self._end]
 
 
@@ -176,15 +179,39 @@ class NativeRunner:
         positions = _int32s(start + i for start in rows.starts for i in range(t))
         prepared = None if hook is None else self._prepare(hook, layers, b, t)
         effects = None if prepared is None else prepared[0]
-        for start in range(0, b * t, MAX_TOKENS_PER_PASS):
-            n = min(MAX_TOKENS_PER_PASS, b * t - start)
+        self._run(x.view(b * t, width), slots, positions, layers, effects)
+        return x
+
+    @property
+    def layers(self) -> range:
+        """All of them."""
+        return range(self.config.n_layers)
+
+    def run_tokens(self, x_NC: Tensor, slots: Sequence[int], positions: Sequence[int]) -> None:
+        """Pass tokens of any slots through all the layers, in place.
+
+        Those of one slot stand in order of position, after whatever they are to look at.
+        """
+        assert x_NC.is_contiguous()
+        self._run(x_NC, _int32s(slots), _int32s(positions), self.layers, None)
+
+    def _run(
+        self,
+        x_NC: Tensor,
+        slots: ctypes.Array[ctypes.c_int32],
+        positions: ctypes.Array[ctypes.c_int32],
+        layers: range,
+        effects: ctypes.Array[c.Effect] | None,
+    ) -> None:
+        n, width = x_NC.shape
+        for start in range(0, n, MAX_TOKENS_PER_PASS):
             assert start == 0 or effects is None
             self._lib.run(
-                self._model, x.data_ptr() + start * width * 4, n,
+                self._model, x_NC.data_ptr() + start * width * 4,
+                min(MAX_TOKENS_PER_PASS, n - start),
                 ctypes.addressof(slots) + start * 4, ctypes.addressof(positions) + start * 4,
                 layers.start, layers.stop, effects,
             )  # fmt: skip
-        return x
 
     def _prepare(self, hook: LayerHook, layers: range, b: int, t: int) -> Prepared:
         """Effects of some layers as the kernels take them; kept with a hook that is used again."""

@@ -26,6 +26,7 @@ from elchat.data.shards import ShardSet
 from elchat.errors import ConfigError, DataError, ElchatError, ModelError
 from elchat.evaluation import comparison, contamination, datasets, documents, table
 from elchat.evaluation.datasets import Request
+from elchat.evaluation.passes import compiled_weights
 from elchat.evaluation.results import Subject, load_rows, save_figures, weights_sha256
 from elchat.evaluation.runner import Asked, run_task
 from elchat.files import read_json
@@ -147,6 +148,7 @@ def measure(
     base = loaded.base.key if loaded.base else None
     subject = Subject(label, path, weights_sha256(loaded.model), base, arguments.precision)
     figures = save_figures(folder, subject, session.command)
+    compiled = compiled_weights(loaded.model)
     for text in held_out(session, loaded):
         found = documents.measure(
             folder,
@@ -155,12 +157,14 @@ def measure(
             text,
             progress=Progress(f"{label}: bits por byte ({text.language})"),
             note=note,
+            compiled=compiled,
         )
         changes = {"bits_per_byte": {text.language: found}}
         figures = save_figures(folder, subject, session.command, **changes)
     for request in session.requests:
         task = request.task
-        asked = Asked(arguments.allow_code, Progress(f"{label}: {task.name}"), note=note)
+        progress = Progress(f"{label}: {task.name}")
+        asked = Asked(arguments.allow_code, progress, note=note, compiled=compiled)
         found = run_task(folder, subject, loaded, task, items[task.name], asked)
         figures = save_figures(folder, subject, session.command, tasks={task.name: found})
     if arguments.contamination:

@@ -10,8 +10,10 @@ from elchat.config import Config
 from elchat.errors import DataError, NetworkError
 from elchat.evaluation import comparison, datasets, documents, table
 from elchat.evaluation.datasets import Request
+from elchat.evaluation.passes import compiled_weights
 from elchat.evaluation.results import Subject, save_figures, weights_sha256
 from elchat.evaluation.runner import Asked, run_task
+from elchat.panels import NativeWeights
 from elchat.runs import Run
 from elchat.training.reporter import Reporter
 from elchat.weights import LoadedModel
@@ -65,6 +67,7 @@ class RunMeter:
         prompts = self.config.evaluation.sample_prompts
         samples = [{"prompt": p, "reply": r} for p, r in zip(prompts, replies, strict=True)]
         save_figures(self.folder, subject, self.command, samples=samples)
+        compiled = compiled_weights(loaded.model)
         for text in self.texts:
             bits = documents.measure(
                 self.folder,
@@ -73,6 +76,7 @@ class RunMeter:
                 text,
                 should_stop=self.reporter.should_stop,
                 note=self.reporter.log,
+                compiled=compiled,
             )
             if bits is None:
                 raise Stopped
@@ -82,7 +86,7 @@ class RunMeter:
                 f"[eval] {label}: {table.number(bits['value'], 4)} bits por byte ({text.language})"
             )
         for request, items in self.questions:
-            self._ask(subject, loaded, request, items)
+            self._ask(subject, loaded, compiled, request, items)
 
     def compare(self, a: str, b: str) -> None:
         """Compare two of the models measured, if anything was."""
@@ -98,13 +102,19 @@ class RunMeter:
         return f"elchat eval {self.run.id} --compare base"
 
     def _ask(
-        self, subject: Subject, loaded: LoadedModel, request: Request, items: list[Item]
+        self,
+        subject: Subject,
+        loaded: LoadedModel,
+        compiled: NativeWeights | None,
+        request: Request,
+        items: list[Item],
     ) -> None:
         task = request.task
         asked = Asked(
             should_stop=self.reporter.should_stop,
             progress=self._progress(f"{subject.label}: {task.name}"),
             note=self.reporter.log,
+            compiled=compiled,
         )
         entry = run_task(self.folder, subject, loaded, task, items, asked)
         if entry is None:

@@ -84,7 +84,7 @@ def verdict(
         low, high = spanish["ci95"] or (-1.0, 1.0)
         is_good, is_bad = high < 0, is_bad or low > 0
         what = "bajan" if high < 0 else "suben" if low > 0 else "no cambian de forma segura"
-        reasons.insert(0, f"los bits por byte en español {what}: {_bits(spanish)}")
+        reasons.insert(0, f"los bits por byte del español que no leyó {what}: {_bits(spanish)}")
     if english is None:
         reasons.append("no hay texto inglés: el olvido no se vigila")
     else:
@@ -168,7 +168,8 @@ def _is_significant(entry: Mapping[str, Any], sign: int) -> bool:
 
 def _bits(entry: Mapping[str, Any]) -> str:
     change = f"{_number(entry['a'])} → {_number(entry['b'])}"
-    difference = _number(entry["difference"], True)
+    share = f"{100 * entry['difference'] / entry['a']:+.1f}".replace(".", ",").replace("-", "−")
+    difference = f"{_number(entry['difference'], True)}, {share} %"
     if entry["ci95"] is None:
         return f"{change} ({difference}; un solo documento, sin intervalo)"
     low, high = (_number(bound, True) for bound in entry["ci95"])

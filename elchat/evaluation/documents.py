@@ -20,6 +20,7 @@ from elchat.evaluation import stats
 from elchat.evaluation.results import ItemFile, Subject, item_sha
 from elchat.evaluation.scoring import Pair, score_groups
 from elchat.gpt import GPT
+from elchat.panels import NativeWeights
 from elchat.tokenizer import Tokenizer
 from elchat.weights import LoadedModel
 
@@ -127,6 +128,7 @@ def measure(
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None] = lambda line: None,
+    compiled: NativeWeights | None = None,
 ) -> dict[str, Any] | None:
     """Bits per byte of one language with its interval; None if stopped (what is known stays)."""
     store = ItemFile(folder, subject, f"bits_per_byte_{text.language}", VERSION, note)
@@ -136,7 +138,7 @@ def measure(
     todo = [i for i, key in enumerate(keys) if key not in known]
     began, done = time.monotonic(), len(keys) - len(todo)
     try:
-        for at, bits in document_bits(model, [text.documents[i] for i in todo]):
+        for at, bits in document_bits(model, [text.documents[i] for i in todo], compiled=compiled):
             i = todo[at]
             size = text.n_bytes[i]
             row = {"id": keys[i], "score": bits / size, "bits": bits, "n_bytes": size}
@@ -163,14 +165,20 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def document_bits(model: GPT, documents: Sequence[Sequence[Pair]]) -> Iterator[tuple[int, float]]:
+def document_bits(
+    model: GPT,
+    documents: Sequence[Sequence[Pair]],
+    *,
+    compiled: NativeWeights | None = None,
+) -> Iterator[tuple[int, float]]:
     """(document, bits of all its continuations), as each one is complete."""
     groups = [[pair] for pairs in documents for pair in pairs]
     owner = [i for i, pairs in enumerate(documents) for _ in pairs]
     left = [len(pairs) for pairs in documents]
     nats = [0.0] * len(documents)
     # the whole output matrix, as in training: the same number as in its log
-    for at, (scored,) in score_groups(model, groups, n_ids=model.config.vocab_size):
+    n_ids = model.config.vocab_size
+    for at, (scored,) in score_groups(model, groups, n_ids=n_ids, compiled=compiled):
         i = owner[at]
         nats[i] -= scored.logprob
         left[i] -= 1

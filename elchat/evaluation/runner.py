@@ -21,6 +21,7 @@ from elchat.evaluation import sandbox, stats
 from elchat.evaluation.generation import generate_greedy
 from elchat.evaluation.results import ItemFile, Row, Subject, item_sha
 from elchat.evaluation.scoring import PairEncoder, Scored, score_groups
+from elchat.panels import NativeWeights
 from elchat.weights import LoadedModel
 from tasks.common import ChoiceItem, Item, Marks, Task, TextItem
 
@@ -36,12 +37,14 @@ class Asked:
         progress: told (done, total) after each item.
         should_stop: polled after each item.
         note: told in a sentence what is not an answer.
+        compiled: the weights for the compiled passes (`passes.compiled_weights`), or None.
     """
 
     allow_code: bool = False
     progress: Callable[[int, int], None] = lambda done, total: None
     should_stop: Callable[[], bool] = lambda: False
     note: Callable[[str], None] = lambda line: None
+    compiled: NativeWeights | None = None
 
 
 def run_task(
@@ -68,7 +71,7 @@ def run_task(
     todo = [item for item in items if store.rows.get(item.id, {}).get("sha") != shas[item.id]]
     done, began = len(items) - len(todo), time.monotonic()
     try:
-        for row in answers(loaded, task, todo):
+        for row in answers(loaded, task, todo, asked.compiled):
             store.append({**row, "sha": shas[row["id"]]})
             done += 1
             asked.progress(done, len(items))
@@ -80,12 +83,17 @@ def run_task(
     return figures(task, items, rows, store.seconds)
 
 
-def answers(loaded: LoadedModel, task: Task, items: Sequence[Item]) -> Iterator[Row]:
+def answers(
+    loaded: LoadedModel,
+    task: Task,
+    items: Sequence[Item],
+    compiled: NativeWeights | None = None,
+) -> Iterator[Row]:
     """One row per item, in whatever order they are ready."""
     if task.kind == "multiple_choice":
-        yield from _choose(loaded, task, [i for i in items if isinstance(i, ChoiceItem)])
+        yield from _choose(loaded, task, [i for i in items if isinstance(i, ChoiceItem)], compiled)
     else:
-        yield from _write(loaded, task, [i for i in items if isinstance(i, TextItem)])
+        yield from _write(loaded, task, [i for i in items if isinstance(i, TextItem)], compiled)
 
 
 def figures(
@@ -144,7 +152,9 @@ def encoder_of(loaded: LoadedModel) -> PairEncoder:
 # --- multiple choice ---------------------------------------------------------------------------
 
 
-def _choose(loaded: LoadedModel, task: Task, items: Sequence[ChoiceItem]) -> Iterator[Row]:
+def _choose(
+    loaded: LoadedModel, task: Task, items: Sequence[ChoiceItem], compiled: NativeWeights | None
+) -> Iterator[Row]:
     encoder = encoder_of(loaded)
     groups = [
         [
@@ -155,7 +165,11 @@ def _choose(loaded: LoadedModel, task: Task, items: Sequence[ChoiceItem]) -> Ite
     ]
     is_relative = "acc_norm" not in {task.metric, *task.also}
     for at, scores in score_groups(
-        loaded.model, groups, n_ids=loaded.tokenizer.vocab_size, is_relative=is_relative
+        loaded.model,
+        groups,
+        n_ids=loaded.tokenizer.vocab_size,
+        is_relative=is_relative,
+        compiled=compiled,
     ):
         yield _choice_row(task, items[at], scores)
 
@@ -189,7 +203,9 @@ def _mass(logprobs: np.ndarray, gold: Sequence[int]) -> float:
 # --- written answers ---------------------------------------------------------------------------
 
 
-def _write(loaded: LoadedModel, task: Task, items: Sequence[TextItem]) -> Iterator[Row]:
+def _write(
+    loaded: LoadedModel, task: Task, items: Sequence[TextItem], compiled: NativeWeights | None
+) -> Iterator[Row]:
     """Items of the same length limit are continued together."""
     for limit in sorted({item.max_new_tokens for item in items}):
         group = [item for item in items if item.max_new_tokens == limit]
@@ -201,6 +217,7 @@ def _write(loaded: LoadedModel, task: Task, items: Sequence[TextItem]) -> Iterat
             stop_ids=[loaded.eos_id, *loaded.chat_eos_ids],
             n_ids=loaded.tokenizer.vocab_size,
             is_finished=functools.partial(_is_finished, loaded, group),
+            compiled=compiled,
         ):
             text = cut_at(loaded.tokenizer.decode(ids), group[at].until)
             yield _text_row(task, group[at], text)

@@ -10,7 +10,7 @@ matrix, once each.
     options   A B C d e          positions 0 1 2 3 4 3
               A B C f            f sees    A B C     f
 
-Shape legend: T tokens of a row, S cached + new tokens, N scored positions, C width, V vocabulary.
+Shape legend: T tokens of a row, N scored places, C width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from elchat.data.packing import best_fit_decreasing
 from elchat.errors import DataError
-from elchat.gpt import GPT, KVCache
+from elchat.evaluation.passes import CompiledPasses, Row, TorchPasses, slots_that_fit
+from elchat.gpt import GPT
+from elchat.panels import NativeWeights
 from elchat.tokenizer import Tokenizer
 
-ROW_TOKENS = 384  # longer rows pay more attention to masked pairs than they save in calls
+ROW_TOKENS = 384
+COMPILED_ROW_TOKENS = 1024
+MAX_SLOTS = 128
 MIN_SHARED_TOKENS = 16  # a cached beginning shorter than this is not worth a cache
 CHUNK_LOGITS = 1 << 22  # logits held at once: 16 MB in fp32 stay in the processor's cache
 
@@ -96,6 +99,7 @@ def score_groups(
     n_ids: int,
     row_tokens: int = ROW_TOKENS,
     is_relative: bool = False,
+    compiled: NativeWeights | None = None,
 ) -> Iterator[tuple[int, list[Scored]]]:
     """Score groups of pairs; yields (group index, one `Scored` per pair), longest first.
 
@@ -106,19 +110,26 @@ def score_groups(
         row_tokens: packed tokens per forward pass (a longer question gets a row of its own).
         is_relative: leave out of a group's scores what all its options have in common, which
             changes neither their order nor their differences and is cheaper.
+        compiled: the model's weights for the compiled passes, which are then used.
 
     Contexts that do not fit in the model's positions lose their beginning.
     """
+    if not groups:
+        return
     trees = [_tree(group, model.config.max_positions) for group in groups]
     shared = _shared_by_all(trees)
-    cache, past = _prefill(model, shared, max(map(len, trees), default=0), row_tokens)
-    sizes = [len(tree) - past for tree in trees]
-    small = [i for i, size in enumerate(sizes) if size <= row_tokens]
-    rows = [[i] for i, size in enumerate(sizes) if size > row_tokens]
-    packed = best_fit_decreasing([sizes[i] for i in small], row_tokens)
-    rows += [[small[i] for i in row] for row in packed]
+    longest = max(len(tree.trunk) + max(map(len, tree.branches)) for tree in trees)
+    passes: TorchPasses | CompiledPasses
+    if compiled is None:
+        passes = TorchPasses(model, shared, max(*map(len, trees), row_tokens))
+        rows = _batches(trees, len(shared), row_tokens, None)
+    else:
+        most = max(len(tree.branches) for tree in trees)
+        n_slots = max(most, slots_that_fit(model, longest, MAX_SLOTS))
+        passes = CompiledPasses(compiled, shared, longest, n_slots)
+        rows = _batches(trees, len(shared), COMPILED_ROW_TOKENS, n_slots)
     for row in rows:
-        scores = _score_row(model, [trees[i] for i in row], past, cache, n_ids, is_relative)
+        scores = _score_row(passes, [trees[i] for i in row], n_ids, is_relative)
         yield from zip(row, scores, strict=True)
 
 
@@ -171,49 +182,35 @@ def _shared_by_all(trees: Sequence[_Tree]) -> list[int]:
     return trees[0].trunk[:n] if n >= MIN_SHARED_TOKENS else []
 
 
-def _prefill(
-    model: GPT, shared: list[int], longest: int, row_tokens: int
-) -> tuple[KVCache | None, int]:
-    if not shared:
-        return None, 0
-    weight = model.model.norm.weight
-    capacity = len(shared) + max(longest, row_tokens)
-    cache = KVCache(model.config, 1, capacity, dtype=weight.dtype, device=weight.device)
-    model.hidden(torch.tensor([shared], device=weight.device), cache=cache)
-    return cache, len(shared)
+def _batches(
+    trees: Sequence[_Tree], past: int, row_tokens: int, most_options: int | None
+) -> list[list[int]]:
+    """Questions that go together; one longer than a row has its own."""
+    sizes = [len(tree) - past for tree in trees]
+    if most_options is None:
+        small = [i for i, size in enumerate(sizes) if size <= row_tokens]
+        rows = [[i] for i, size in enumerate(sizes) if size > row_tokens]
+        packed = best_fit_decreasing([sizes[i] for i in small], row_tokens)
+        return rows + [[small[i] for i in row] for row in packed]
+    rows, tokens, options = [[]], 0, 0
+    for i in sorted(range(len(trees)), key=lambda i: -sizes[i]):
+        n = len(trees[i].branches)
+        if rows[-1] and (tokens + sizes[i] > row_tokens or options + n > most_options):
+            rows, tokens, options = [*rows, []], 0, 0
+        rows[-1].append(i)
+        tokens, options = tokens + sizes[i], options + n
+    return rows
 
 
 def _score_row(
-    model: GPT,
-    trees: Sequence[_Tree],
-    past: int,
-    cache: KVCache | None,
-    n_ids: int,
-    is_relative: bool,
+    passes: TorchPasses | CompiledPasses, trees: Sequence[_Tree], n_ids: int, is_relative: bool
 ) -> list[list[Scored]]:
-    """One forward pass over some questions; the cache is left as it was."""
-    ids: list[int] = []
-    positions: list[int] = []
-    question: list[int] = []
-    branch: list[int] = []
-    wanted: dict[tuple[int, int], int] = {}  # (row position, next token) -> place in the scores
+    """One packed row."""
+    row = Row()
+    wanted: dict[tuple[int, int], int] = {}  # (place in the row, next token) -> place in the scores
     picks: list[list[list[int]]] = []  # those places, per question and option
     for number, tree in enumerate(trees):
-        at = len(ids)
-        trunk = tree.trunk[past:]
-        ids += trunk
-        positions += range(past, past + len(trunk))
-        question += [number] * len(trunk)
-        branch += [-1] * len(trunk)
-        scored = []
-        for option, more in enumerate(tree.branches):
-            place = [*range(at, at + len(trunk)), *range(len(ids), len(ids) + len(more))]
-            place = place[tree.n_context[option] - past :]
-            scored.append([*zip(place, tree.targets[option], strict=True)])
-            ids += more
-            positions += range(len(tree.trunk), len(tree.trunk) + len(more))
-            question += [number] * len(more)
-            branch += [option] * len(more)
+        scored = _lay_out(row, tree, number, passes.past)
         common = _common(scored) if is_relative else set()
         picks.append(
             [
@@ -221,34 +218,29 @@ def _score_row(
                 for pairs in scored
             ]
         )
-    device = model.model.norm.weight.device
-    hidden_BTC = model.hidden(
-        torch.tensor([ids], device=device),
-        positions_BT=torch.tensor([positions], device=device),
-        mask_BTS=_mask(question, branch, past, device),
-        blocks=None if cache is not None else [len(tree) for tree in trees],
-        cache=cache,
-    )
-    if cache is not None:
-        cache.truncate(past)
-    where_N2 = torch.tensor(list(wanted), dtype=torch.long, device=device).view(-1, 2)
-    logprobs, greedy = _score_tokens(
-        hidden_BTC[0, where_N2[:, 0]], model.head_weight_VC[:n_ids], where_N2[:, 1]
-    )
+    states_TC = passes.states(row)
+    where_N2 = torch.tensor(list(wanted), dtype=torch.long, device=passes.device).view(-1, 2)
+    logprobs, greedy = _score_tokens(passes, states_TC[where_N2[:, 0]], where_N2[:, 1], n_ids)
     return [
         [Scored(float(logprobs[at].double().sum()), bool(greedy[at].all())) for at in options]
         for options in picks
     ]
 
 
-def _mask(question: list[int], branch: list[int], past: int, device: torch.device) -> Tensor:
-    """[1, T, S]: the shared beginning, the question's trunk and one's own branch, never later."""
-    question_T = torch.tensor(question, device=device)
-    branch_T = torch.tensor(branch, device=device)
-    mask_TT = question_T[:, None] == question_T
-    mask_TT &= (branch_T[:, None] == branch_T) | (branch_T == -1)
-    mask_TT.tril_()
-    return F.pad(mask_TT, (past, 0), value=True)[None]
+def _lay_out(row: Row, tree: _Tree, number: int, past: int) -> list[list[tuple[int, int]]]:
+    """Add a question to a row; what to score of each option: (place in the row, next token)."""
+    at = len(row.ids)
+    trunk = tree.trunk[past:]
+    row.extend(trunk, past, number, -1)
+    row.trunks.append(len(tree.trunk))
+    row.n_options.append(len(tree.branches))
+    scored = []
+    for option, more in enumerate(tree.branches):
+        places = [*range(at, at + len(trunk)), *range(len(row.ids), len(row.ids) + len(more))]
+        places = places[tree.n_context[option] - past :]
+        scored.append([*zip(places, tree.targets[option], strict=True)])
+        row.extend(more, len(tree.trunk), number, option)
+    return scored
 
 
 def _common(scored: Sequence[Sequence[tuple[int, int]]]) -> set[tuple[int, int]]:
@@ -256,12 +248,14 @@ def _common(scored: Sequence[Sequence[tuple[int, int]]]) -> set[tuple[int, int]]
     return set.intersection(*map(set, scored)) if len(scored) > 1 else set()
 
 
-def _score_tokens(hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+def _score_tokens(
+    passes: TorchPasses | CompiledPasses, states_NC: Tensor, targets_N: Tensor, n_ids: int
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and whether none is likelier, on the CPU."""
     logprobs, greedy = [], []
-    rows = max(1, CHUNK_LOGITS // head_VC.shape[0])
+    rows = max(1, CHUNK_LOGITS // n_ids)
     for start in range(0, max(1, len(targets_N)), rows):
-        logits_NV = F.linear(hidden_NC[start : start + rows], head_VC).float()
+        logits_NV = passes.logits(states_NC[start : start + rows], n_ids)
         picked_N1 = logits_NV.gather(1, targets_N[start : start + rows, None])
         top_N1 = logits_NV.amax(1, keepdim=True)
         total_N1 = logits_NV.sub_(top_N1).exp_().sum(1, keepdim=True)  # logsumexp, in place

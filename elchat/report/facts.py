@@ -356,7 +356,8 @@ def _scores(
 ) -> dict[str, list[Score]]:
     """By language, bits per byte before, after CPT and after SFT."""
     rows: dict[str, list[Score]] = {}
-    intervals = {"antes": "base", "tras CPT": "cpt", "tras SFT": "sft"}
+    last = "sft" if "sft" in evaluations else "final"
+    intervals = {"antes": "base", "tras CPT": "cpt", "tras SFT": last}
     for stage in TRAINED:
         progress = mapping(markers[stage].get("progress"))
         before, after = mapping(progress.get("before")), mapping(progress.get("after"))

@@ -6,11 +6,11 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from elchat import forgetting
 from elchat.report.facts import LABELS, LANGUAGES, Facts, Score
-from elchat.report.reading import figure, items, mapping
+from elchat.report.reading import items, mapping
 
 VISIBLE_GAIN = 0.01  # relative fall of Spanish bits per byte below which nothing is promised
 
@@ -40,9 +40,9 @@ def verdict(facts: Facts) -> Verdict:
         points.append("La ejecución no ha terminado: esto es lo que hay hasta ahora.")
     compared = mapping(facts.comparison)
     spanish, english = facts.scores.get("es", []), facts.scores.get("en", [])
-    points += _change_points(spanish, english, compared)
-    points += [str(reason) for reason in items(compared.get("reasons"))]
+    reasons = [_sentence(str(reason)) for reason in items(compared.get("reasons"))]
     is_tested = compared.get("verdict") in ("mejor", "peor", "sin evidencia")
+    points += reasons if is_tested and reasons else _change_points(spanish, english)
     if is_tested:
         judgement: Judgement = compared["verdict"]
     else:
@@ -150,26 +150,20 @@ def _judge_by_bits(spanish: list[Score]) -> Judgement:
     return "mejor" if share < 0 else "peor"
 
 
-def _change_points(
-    spanish: list[Score], english: list[Score], compared: dict[str, Any]
-) -> list[str]:
+def _change_points(spanish: list[Score], english: list[Score]) -> list[str]:
     if len(spanish) < 2:
         return ["No hay texto apartado en español: no se puede decir si mejora."]
-    points = []
-    for name, code, scores in (("español", "es", spanish), ("inglés", "en", english)):
-        if len(scores) < 2:
-            continue
-        span = _paired_interval(compared, code)
-        points.append(f"En {name} apartado, que nunca vio: {change(scores)}{span}.")
-    return points
+    named = (("español", spanish), ("inglés", english))
+    return [
+        f"En {name} apartado, que nunca vio: {change(scores)}."
+        for name, scores in named
+        if len(scores) > 1
+    ]
 
 
-def _paired_interval(compared: dict[str, Any], language: str) -> str:
-    paired = mapping(mapping(compared.get("bits_per_byte")).get(language))
-    ends = [figure(end) for end in items(paired.get("ci95"))]
-    if len(ends) != 2 or None in ends:
-        return ""
-    return f"; diferencia pareada al 95 % [{number(ends[0])}; {number(ends[1])}]"
+def _sentence(text: str) -> str:
+    """Capital and full stop, once."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _advice(facts: Facts, judgement: Judgement, forgets: bool) -> str:

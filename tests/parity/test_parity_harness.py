@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("lm_eval")
 
 from elchat.evaluation import runner
+from elchat.evaluation.passes import compiled_weights
 from elchat.weights import LoadedModel, load_model, save_hf
 from tasks import all_tasks
 from tasks.common import Record
@@ -36,7 +37,8 @@ def ours(loaded: LoadedModel, name: str, rows: list[dict[str, Any]]) -> tuple[fl
     """Our figure and the marks in order."""
     task = all_tasks()[name]
     items = task.make_items([Record(row, name) for row in rows], [])
-    found = {row["id"]: row for row in runner.answers(loaded, task, items)}
+    compiled = compiled_weights(loaded.model)  # what `elchat eval` does
+    found = {row["id"]: row for row in runner.answers(loaded, task, items, compiled)}
     answers = [found[item.id] for item in items]
     return runner.estimate(task.metric, answers).value, [row["score"] for row in answers]
 

@@ -7,10 +7,13 @@ import random
 import pytest
 import torch
 
+from elchat import native
 from elchat.errors import DataError
 from elchat.evaluation.generation import generate_greedy
+from elchat.evaluation.passes import compiled_weights
 from elchat.evaluation.scoring import Pair, PairEncoder, Scored, score_groups
 from elchat.gpt import GPT
+from elchat.panels import NativeWeights
 from tests import toys
 
 N_IDS = 420
@@ -19,6 +22,16 @@ N_IDS = 420
 @pytest.fixture(scope="module", params=toys.FAMILIES)
 def model(request) -> GPT:
     return toys.loaded(request.param).model
+
+
+@pytest.fixture(scope="module", params=["torch", "compiled"])
+def compiled(request, model: GPT) -> NativeWeights | None:
+    """Torch's own modules, or the weights for the compiled passes."""
+    if request.param == "torch":
+        return None
+    if native.why_not() is not None:
+        pytest.skip(str(native.why_not()))
+    return compiled_weights(model)
 
 
 def slow_score(model: GPT, pair: Pair) -> Scored:
@@ -61,9 +74,9 @@ def random_groups(seed: int, shared: int = 0) -> list[list[Pair]]:
 
 @pytest.mark.parametrize("shared", [0, 24])
 @pytest.mark.parametrize("row_tokens", [8, 64, 384])
-def test_packed_scores_equal_one_at_a_time(model: GPT, shared: int, row_tokens: int):
+def test_packed_scores_equal_one_at_a_time(model: GPT, compiled, shared: int, row_tokens: int):
     groups = random_groups(row_tokens + shared, shared)
-    found = dict(score_groups(model, groups, n_ids=N_IDS, row_tokens=row_tokens))
+    found = dict(score_groups(model, groups, n_ids=N_IDS, compiled=compiled, row_tokens=row_tokens))
     assert sorted(found) == list(range(len(groups)))
     for i, group in enumerate(groups):
         for pair, scored in zip(group, found[i], strict=True):
@@ -72,11 +85,11 @@ def test_packed_scores_equal_one_at_a_time(model: GPT, shared: int, row_tokens: 
             assert scored.is_greedy == expected.is_greedy
 
 
-def test_relative_scores_differ_by_what_the_options_share(model: GPT):
+def test_relative_scores_differ_by_what_the_options_share(model: GPT, compiled):
     twins = [Pair([1, 2, 3], [4]), Pair([1, 2, 3], [4])]
     groups = [*random_groups(7), twins]
-    whole = dict(score_groups(model, groups, n_ids=N_IDS))
-    relative = dict(score_groups(model, groups, n_ids=N_IDS, is_relative=True))
+    whole = dict(score_groups(model, groups, n_ids=N_IDS, compiled=compiled))
+    relative = dict(score_groups(model, groups, n_ids=N_IDS, compiled=compiled, is_relative=True))
     shortened = 0
     for i in range(len(groups)):
         given = [scored.logprob for scored in relative[i]]
@@ -87,9 +100,9 @@ def test_relative_scores_differ_by_what_the_options_share(model: GPT):
     assert [scored.logprob for scored in relative[len(groups) - 1]] == [0.0, 0.0]
 
 
-def test_options_that_share_nothing_and_a_group_of_one(model: GPT):
+def test_options_that_share_nothing_and_a_group_of_one(model: GPT, compiled):
     groups = [[Pair([1, 2], [3]), Pair([9, 8, 7], [6, 5])], [Pair([4], [4])]]
-    found = dict(score_groups(model, groups, n_ids=N_IDS))
+    found = dict(score_groups(model, groups, n_ids=N_IDS, compiled=compiled))
     for i, group in enumerate(groups):
         for pair, scored in zip(group, found[i], strict=True):
             assert scored.logprob == pytest.approx(slow_score(model, pair).logprob, abs=2e-4)
@@ -99,7 +112,7 @@ def test_a_context_longer_than_the_model_loses_its_beginning(model: GPT):
     draw = random.Random(0)
     long = [draw.randrange(N_IDS) for _ in range(model.config.max_positions + 9)]
     groups = [[Pair(long, [3, 4]), Pair(long, [5])]]
-    (found,) = dict(score_groups(model, groups, n_ids=N_IDS)).values()
+    (found,) = dict(score_groups(model, groups, n_ids=N_IDS, compiled=compiled)).values()
     for pair, scored in zip(groups[0], found, strict=True):
         assert scored.logprob == pytest.approx(slow_score(model, pair).logprob, abs=2e-4)
 
@@ -107,13 +120,15 @@ def test_a_context_longer_than_the_model_loses_its_beginning(model: GPT):
 def test_greedy_is_seen(model: GPT):
     context = [5, 6, 7, 8]
     best = slow_greedy(model, context, 3, set())
-    (found,) = dict(score_groups(model, [[Pair(context, best)]], n_ids=N_IDS)).values()
+    (found,) = dict(
+        score_groups(model, [[Pair(context, best)]], n_ids=N_IDS, compiled=compiled)
+    ).values()
     assert found[0].is_greedy
 
 
 @pytest.mark.parametrize("rows", [1, 3, 32])
 @pytest.mark.parametrize("shared", [0, 30])
-def test_batched_greedy_equals_one_at_a_time(model: GPT, rows: int, shared: int):
+def test_batched_greedy_equals_one_at_a_time(model: GPT, compiled, rows: int, shared: int):
     draw = random.Random(rows)
     start = [draw.randrange(N_IDS) for _ in range(shared)]
     prompts = [
@@ -124,30 +139,37 @@ def test_batched_greedy_equals_one_at_a_time(model: GPT, rows: int, shared: int)
     assert len({len(ids) for ids in expected}) > 2  # some end early, so rows are replaced
     found = dict(
         generate_greedy(
-            model, prompts, max_new_tokens=20, stop_ids=list(stops), n_ids=N_IDS, rows=rows
+            model,
+            prompts,
+            max_new_tokens=20,
+            stop_ids=list(stops),
+            n_ids=N_IDS,
+            compiled=compiled,
+            rows=rows,
         )
     )
     assert [found[i] for i in range(len(prompts))] == expected
 
 
-def test_a_batch_that_moves_its_columns_many_times(model: GPT, monkeypatch):
-    monkeypatch.setattr("elchat.evaluation.generation.SLACK_COLUMNS", 2)
+def test_a_text_is_the_same_alone_and_beside_others(model: GPT, compiled):
     draw = random.Random(9)
     prompts = [[draw.randrange(N_IDS) for _ in range(1 + i % 7)] for i in range(40)]
-    stops = set(range(0, N_IDS, 5))
-    found = dict(
-        generate_greedy(model, prompts, max_new_tokens=9, stop_ids=list(stops), n_ids=N_IDS, rows=4)
-    )
-    assert [found[i] for i in range(40)] == [slow_greedy(model, p, 9, stops) for p in prompts]
+    stops = list(range(0, N_IDS, 5))
+    asked = {"max_new_tokens": 9, "stop_ids": stops, "n_ids": N_IDS, "compiled": compiled}
+    found = dict(generate_greedy(model, prompts, rows=4, **asked))
+    for i, prompt in enumerate(prompts):
+        assert found[i] == slow_greedy(model, prompt, 9, set(stops))
+        assert list(generate_greedy(model, [prompt], **asked)) == [(0, found[i])]
 
 
-def test_a_text_can_be_told_to_end(model: GPT):
+def test_a_text_can_be_told_to_end(model: GPT, compiled):
     (found,) = generate_greedy(
         model,
         [[1, 2, 3]],
         max_new_tokens=9,
         stop_ids=[],
         n_ids=N_IDS,
+        compiled=compiled,
         is_finished=lambda index, ids: len(ids) == 4,
     )
     assert found[1] == slow_greedy(model, [1, 2, 3], 4, set())
@@ -155,7 +177,11 @@ def test_a_text_can_be_told_to_end(model: GPT):
 
 def test_no_room_for_an_answer(model: GPT):
     with pytest.raises(DataError, match="baja ese máximo"):
-        list(generate_greedy(model, [[1]], max_new_tokens=128, stop_ids=[], n_ids=N_IDS))
+        list(
+            generate_greedy(
+                model, [[1]], max_new_tokens=128, stop_ids=[], n_ids=N_IDS, compiled=compiled
+            )
+        )
 
 
 def test_pairs_are_cut_like_the_harness():
