@@ -373,11 +373,8 @@ def _comparison(facts: Facts) -> str:
 
 
 def _cost_row(stage: StageFacts) -> list[str]:
-    place = ", ".join(
-        str(part)
-        for part in (stage.device, stage.precision, stage.threads and f"{stage.threads} hilos")
-        if part
-    )
+    threads = stage.threads and f"{stage.threads} hilo{'' if stage.threads == 1 else 's'}"
+    place = ", ".join(str(part) for part in (stage.device, stage.precision, threads) if part)
     memory = stage.peak_memory_mib
     return [
         STAGE_NAMES[stage.name] + ("" if stage.is_finished else " (a medias)"),
