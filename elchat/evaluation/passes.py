@@ -77,8 +77,8 @@ class TorchPasses:
         self.device = weight.device
         self.cache = None
         if shared:
-            place = {"dtype": weight.dtype, "device": self.device}
-            self.cache = KVCache(model.config, 1, self.past + capacity, **place)
+            columns = self.past + capacity
+            self.cache = KVCache(model.config, 1, columns, dtype=weight.dtype, device=self.device)
             model.hidden(torch.tensor([shared], device=self.device), cache=self.cache)
 
     def states(self, row: Row) -> Tensor:
