@@ -72,7 +72,8 @@ def test_a_whole_run_has_every_section_and_the_verdict_first(run: runs.Run):
     text = " ".join(read(run.path / "report.html").text)
     for needed in (
         "Gana en PAWS-X-es (p = 0,012).",
-        "[−0,2500; −0,1500]",  # the paired interval
+        "Los bits por byte del español que no leyó bajan",  # a reason, as a sentence
+        "IC 95 % de −0,2500 a −0,1500; 12 documentos).",  # the paired interval
         "0,360 [0,320; 0,400]",  # an evaluation with its interval
         "McNemar",
         "respuesta de sft",
