@@ -130,8 +130,8 @@ def _evaluations(run: runs.Run) -> None:
             "bits_per_byte": {"es": {"difference": -0.2, "ci95": [-0.25, -0.15]}},
             "verdict": "mejor",
             "reasons": [
-                "los bits por byte del español que no leyó bajan: 2,1000 → 1,9000 (−0,2000, −9,5 %; "
-                "IC 95 % de −0,2500 a −0,1500; 12 documentos)",
+                "los bits por byte del español que no leyó bajan: 2,1000 → 1,9000 "
+                "(−0,2000, −9,5 %; IC 95 % de −0,2500 a −0,1500; 12 documentos)",
                 "gana en PAWS-X-es (p = 0,012)",
             ],
         },
