@@ -114,7 +114,7 @@ def test_bf16_parts_from_transformers_only_at_near_ties(gguf, peer):
     engine = Engine(
         loaded.model, loaded.tokenizer, loaded.chat, context_tokens=1024, weights="bf16"
     )
-    found = replies(engine, max_rows=10)
+    found = replies(engine, max_rows=len(PROMPTS))
     parted = first_partings(copy.deepcopy(peer).to(torch.bfloat16), found)
     gaps = []
     for i, step, theirs in parted:

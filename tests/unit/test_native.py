@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from elchat import native
+from elchat.engine import Engine
 from elchat.native import builder, library
 from elchat.panels import interleaved, panels
 from elchat.quantize import pack
@@ -109,3 +110,19 @@ def test_compiled_equals_the_model_of_the_same_weights(weights, family):
     apart = (got - expected).std() / expected.std()
     # Random weights of this size magnify what 8-bit activations lose; a fault gives 1 or more.
     assert apart < (1e-5 if weights == "fp32" else 0.15)
+
+
+@pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(14, 2, 16), (8, 8, 24), (4, 1, 40)])
+def test_any_group_of_heads_fits(heads, kv_heads, head_dim):
+    shape = dict(n_heads=heads, n_kv_heads=kv_heads, head_dim=head_dim)
+    loaded = toys.loaded("qwen", **shape)
+    ids = prompt(0, 40)
+    with torch.no_grad():
+        expected = loaded.model(torch.tensor([ids]))[0]
+    engine = Engine(loaded.model, loaded.tokenizer, loaded.chat, compile=True, threads=2)
+    runner = engine.runner(1, 64)
+    with torch.inference_mode():
+        x = runner.run_layers(runner.embed([ids]), Rows((0,), (0,)), range(3))
+        got = runner.finish(x[0])[1]
+    assert (got - expected).abs().max() < 1e-3 * expected.abs().max()
