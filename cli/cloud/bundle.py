@@ -21,7 +21,6 @@ from elchat.files import write_json, write_text
 
 IMAGE = "runpod/pytorch:1.3.2-cu1290-torch2130-ubuntu2404"  # brings the pinned torch
 GUARD_FILE = "/elchat-guard.py"
-MEET_MARGIN_S = 120.0  # a machine met at the last moment is not deleted under our hands
 PACKAGES = ("elchat", "scripts", "tasks", "cli", "datos")
 SECRET_NAMES = ("KEY", "SECRET", "PASSWORD")
 
@@ -64,7 +63,7 @@ def pod_env(job: Job) -> dict[str, str]:
         "ELCHAT_CREATED": f"{machine.created:.0f}",
         "ELCHAT_DEADLINE": f"{machine.deadline:.0f}",
         "ELCHAT_SAVE_AT": f"{machine.save_at:.0f}",
-        "ELCHAT_MEET_BY": f"{min(machine.boot_until + MEET_MARGIN_S, machine.job_by):.0f}",
+        "ELCHAT_MEET_BY": f"{machine.meet_by:.0f}",
         "ELCHAT_JOB_BY": f"{machine.job_by:.0f}",
         "ELCHAT_GRACE_S": f"{60 * config.compute.grace_minutes:.0f}",
         "ELCHAT_USD": f"{usd:.4f}",

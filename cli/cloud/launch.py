@@ -27,6 +27,7 @@ MAX_FAILED_BOOTS = 3  # each costs up to a quarter of an hour
 STALE_PLAN_S = 60.0
 SETTLE_S = 120.0  # a request without an answer may still make a pod appear
 LIST_EVERY_S = 15.0
+LIST_GAP_S = 90.0  # between two looks: longer, and a machine may have come and gone unseen
 CAPACITY_WAIT_S = 60.0
 NO_MACHINE = re.compile(  # the texts seen for the same 400
     r"no longer any instances|no instances|could not find any pods|no available datacenter"
@@ -113,10 +114,7 @@ def create(job: Job) -> float:
     if found is not None:
         return adopt(job, found)
     if machine.asked_at is not None:
-        if job.now() < machine.asked_at + SETTLE_S:
-            return LIST_EVERY_S
-        _count_silence(job)
-        return _never_was(job, None)
+        return _look_again(job, machine.asked_at)
     if job.run.is_requested("stop"):
         job.go("stopped", machine=None, message="Detenida antes de alquilar nada.")
         return 0.0
@@ -130,6 +128,24 @@ def create(job: Job) -> float:
     machine.asked_at = job.now()
     job.save()
     return _ask(job)
+
+
+def _look_again(job: Job, asked_at: float) -> float:
+    """The answer did not arrive and the name is not there: it may still come, or have gone."""
+    machine, now = job.machine, job.now()
+    since = machine.listed_at or asked_at
+    machine.is_unwatched = machine.is_unwatched or now > since + LIST_GAP_S
+    machine.listed_at = now
+    job.save()
+    if now < asked_at + SETTLE_S:
+        return LIST_EVERY_S
+    _count_silence(job)
+    if not machine.is_unwatched:
+        return _never_was(job, None)
+    # Nobody came to it, so its guard deleted it by then, if it ever was: on the expensive side.
+    job.ledger.close(machine.name, time=min(now, machine.meet_by + machine.lag_s))
+    job.go("planned", machine=None)
+    return 0.0
 
 
 def _ask(job: Job) -> float:

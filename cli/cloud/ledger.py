@@ -74,8 +74,10 @@ class Ledger:
                 )
             elif pod not in found:
                 continue
-            elif event in ("void", "revive"):
-                found[pod].is_void = event == "void"
+            elif event == "void":
+                found[pod].is_void = True
+            elif event == "revive":
+                found[pod].is_void, found[pod].until = False, None
             elif event == "bind":
                 found[pod].pod_id = entry["pod_id"]
             elif event == "rate":  # as if always: on the expensive side
@@ -111,7 +113,7 @@ class Ledger:
         self._append(event="void", pod=pod, time=time)
 
     def revive(self, pod: str) -> None:
-        """It existed after all: it costs from its `open` on."""
+        """It exists after all: it costs from its `open` on, until it is closed again."""
         self._append(event="revive", pod=pod)
 
     def close(self, pod: str, *, time: float) -> None:

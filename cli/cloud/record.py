@@ -41,6 +41,7 @@ STATES: dict[Phase, State] = {
     "lost": "dead",
     "budget": "stopped",
 }
+MEET_MARGIN_S = 120.0  # a machine met at the last moment is not deleted under our hands
 PREFIX = "elchat-"
 POD_NAME = re.compile(r"^elchat-(?P<run>.+)-(?P<n>\d+)-d(?P<deadline>\d+)$")
 
@@ -53,6 +54,8 @@ class Machine(BaseModel):
         is_told: its guard knows the present deadline.
         job_by: without a job to do by then, its guard deletes it.
         asked_at: when RunPod was asked for it; None before.
+        listed_at: when its name was last looked for, after an answer that did not arrive.
+        is_unwatched: nobody looked for a while: it may have lived and died unseen.
         token: what the guard signs its host key with.
         host_key: of its SSH server, once the guard has vouched for it; nothing is sent before.
         seen_running: its trainer has been seen alive.
@@ -74,6 +77,8 @@ class Machine(BaseModel):
     lag_s: float
     token: str
     asked_at: float | None = None
+    listed_at: float | None = None
+    is_unwatched: bool = False
     id: str | None = None
     host: str | None = None
     port: int | None = None
@@ -83,6 +88,11 @@ class Machine(BaseModel):
     was_started_again: bool = False
     seen_running: bool = False
     gone_reads: int = 0
+
+    @property
+    def meet_by(self) -> float:
+        """When its guard deletes it if nobody has spoken to it."""
+        return min(self.boot_until + MEET_MARGIN_S, self.job_by)
 
 
 class Record(BaseModel):

@@ -308,6 +308,31 @@ def test_why_a_machine_did_not_start_is_told(tmp_path: Path):
     assert known(run).phase == "running"
 
 
+@pytest.mark.parametrize("away_s", [200.0, 3 * 3600.0])
+def test_a_machine_that_lived_and_died_while_nobody_looked_is_not_forgotten(
+    tmp_path: Path, away_s: float
+):
+    """Killed right after asking; when the command comes back RunPod does not list it any more."""
+    world = world_of()
+    run = make_run(tmp_path, "ataque", budget_usd=BUDGET, expected_hours=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "adopt", killed)
+        with pytest.raises(BaseException, match="kill"):
+            world.provider().submit(run, Terms())
+    if away_s < 1000:  # before its guard would
+        world.sim.sleep(away_s - 10)
+        world.sim.world.terminate(world.sim.live_pods()[0], why="lost")
+    world.sim.sleep(away_s)
+    assert world.sim.live_pods() == []
+    lived = world.usd()
+    assert lived > 0.0
+    provider = world.provider()
+    provider.resume(run, Terms())
+    assert Ledger(run.path).rents()[0].usd(0.0) >= lived
+    assert finish_with(world, run, provider) == "done"
+    settle(world, run)
+
+
 def test_a_late_machine_that_another_command_deletes_still_counts(tmp_path: Path, monkeypatch):
     """`stop --all` and the reaper know its name, and so whose money it was."""
     script = {"kind": "server_error", "is_pod_created": True, "appears_after_s": 300.0}
