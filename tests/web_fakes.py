@@ -88,9 +88,9 @@ class FakeScheduler:
         turns = list(messages)
         dropped = 0
         while True:
-            ids = self.engine.chat_format.render(turns, add_generation_prompt=True).ids
-            if len(ids) <= self.engine.context_tokens // 2:
-                return Prompt(ids, dropped, ())
+            whole = self.engine.chat_format.render(turns, add_generation_prompt=True)
+            if len(whole.ids) <= self.engine.context_tokens // 2:
+                return Prompt(whole.ids, dropped, whole.turn_starts)
             if len(turns) < 3:
                 raise DataError("El mensaje no cabe: acórtalo.")
             del turns[:2]
@@ -210,7 +210,7 @@ class FakeMood:
         self.turn += 1
         if not self.is_frozen:
             self.values = [max(-1.0, min(1.0, value * 0.8 + 0.15)) for value in self.values]
-        return SimpleNamespace(values=list(self.values), must_answer=must_answer)
+        return SimpleNamespace(values=list(self.values), must_answer=must_answer, prompt=prompt)
 
     def describe(self) -> dict[str, Any]:
         import math

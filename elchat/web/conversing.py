@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,7 +205,7 @@ class Composer:
     ) -> Plan:
         seed = plan.request.params.seed
         assert seed is not None
-        prompt = Prompt(plan.request.ids, plan.n_dropped, plan.turn_starts)
+        prompt = Prompt(plan.request.ids, 2 * plan.n_dropped_turns, plan.turn_starts)
         hook = mood.hook(prompt, text=text, seed=seed, must_answer=must_answer)
         plan.request = dataclasses.replace(plan.request, hook=hook)
         plan.mood = mood
@@ -252,7 +252,9 @@ class Composer:
         store: Store | None = None,
         logprobs: int | None = None,
     ) -> Plan:
-        prompt = self.engine.prompt(_as_prompt(path, knobs.sistema), knobs.largo)
+        turns, n_lived = _as_prompt(path, knobs.sistema)
+        prompt = self.engine.prompt(turns, knobs.largo)
+        n_dropped = prompt.n_dropped_messages // 2
         ids = prompt.ids
         if answer.text:
             ids = [*ids, *self.engine.tokenizer.encode(answer.text)]
@@ -276,26 +278,40 @@ class Composer:
             context_tokens=self.engine.context_tokens,
             store=store,
             n_dropped=prompt.n_dropped_messages,
-            turn_starts=prompt.turn_starts,
+            n_dropped_turns=sum(n_lived[:n_dropped]),
+            turn_starts=_repeated(prompt.turn_starts, n_lived[n_dropped:]),
         )
 
 
-def _as_prompt(path: list[Message], system: str | None) -> list[PromptMessage]:
-    """A branch as the model reads it.
+def _as_prompt(
+    path: list[Message], system: str | None
+) -> tuple[list[PromptMessage], tuple[int, ...]]:
+    """A branch as the model reads it, and how many turns were lived in each question of it.
 
     An answer without a word (silence, a failure) is left out, and the questions around it become
-    one: the model expects turns to alternate, and an empty answer teaches it to give another.
+    one: the model expects turns to alternate, and an empty answer teaches it to give another. A
+    silent turn was lived all the same: autonomy remembers it, not to fall silent twice running.
     """
     turns: list[PromptMessage] = []
+    n_lived: list[int] = []
     for message in path:
         if message.role == "assistant" and not message.text:
-            continue
-        if turns and turns[-1]["role"] == message.role:
+            was_lived = message.mood is not None and message.meta.get("razon") != "error"
+            if was_lived and n_lived:
+                n_lived[-1] += 1
+        elif turns and turns[-1]["role"] == message.role:
             turns[-1]["content"] += f"\n\n{message.text}"
         else:
             turns.append({"role": message.role, "content": message.text})
+            n_lived += [1] if message.role == "user" else []
     is_given = system is not None and system.strip()
-    return [{"role": "system", "content": system or ""}, *turns] if is_given else turns
+    given: list[PromptMessage] = [{"role": "system", "content": system or ""}] if is_given else []
+    return [*given, *turns], tuple(n_lived)
+
+
+def _repeated(starts: Sequence[int], counts: Sequence[int]) -> tuple[int, ...]:
+    """Where each lived turn begins: those joined in one question begin together."""
+    return tuple(s for s, n in zip(starts, counts, strict=True) for _ in range(n))
 
 
 def _existing(known: Mapping[str, Message], id: str, role: str) -> Message:

@@ -48,7 +48,8 @@ class Plan:
         store: where it is kept; None keeps it nowhere (a comparison).
         mood: of the conversation, or None.
         n_dropped: messages left out for lack of context.
-        turn_starts: where each user message kept begins in the prompt.
+        n_dropped_turns, turn_starts: turns left out, and where each of the others begins; a
+            silent one begins with the next, whose question it was joined to.
         wants_tokens: list the tokens at the end, to compare two answers.
     """
 
@@ -59,6 +60,7 @@ class Plan:
     store: Store | None = None
     mood: MoodConversation | None = None
     n_dropped: int = 0
+    n_dropped_turns: int = 0
     turn_starts: tuple[int, ...] = ()
     wants_tokens: bool = False
 

@@ -62,6 +62,29 @@ def test_the_mood_shows_as_soon_as_the_turn_is_appraised():
     assert mood.describe()["axes"] == during["axes"]
 
 
+def test_never_silent_twice_running():
+    """A silent turn leaves no words, and begins where the next does."""
+    moods = PageMoods(toys.autonomy())
+    width, vocab = moods.autonomy.shape.d_model, moods.autonomy.shape.vocab_size
+    state, logits = torch.zeros(width), torch.zeros(vocab)
+    ids = toys.user_turn(3)
+
+    def decide(kept: bytes | None, starts: tuple[int, ...], seed: int):
+        mood = moods.open("charla", kept)
+        hook = mood.hook(Prompt(ids, 0, starts), text="hola", seed=seed, must_answer=False)
+        hook.appraise(torch.randn(len(ids), width))
+        decision = hook.decide(state, state, logits)
+        hook.end(decision.act)
+        return decision, mood.to_bytes()
+
+    tried = (decide(None, (0,), seed) for seed in range(100))
+    kept = next(record for decision, record in tried if decision.act == "silent")
+    for seed in range(100):
+        decision, record = decide(kept, (0, 0), seed)
+        assert (decision.act, decision.reason) == ("answer", "just_silent")
+    assert len(json.loads(record)["turns"]) == 2
+
+
 def test_moving_by_hand():
     mood = PageMoods(toys.autonomy()).open("charla", None)
     mood.adjust({"axes": {"valence": 0.5, "warmth": None}, "gain": 2.0, "frozen": True})

@@ -211,6 +211,9 @@ def test_silence_shows_its_receipt_and_leaves_no_empty_turn_in_the_prompt(serve:
         wanted = [{"role": "user", "content": "Hola\n\n¿Y bien?"}]
         rendered = engine.chat_format.render(wanted, add_generation_prompt=True)
         assert server.scheduler.requests[-1].ids == rendered.ids
+        # Joined in the prompt, but two turns for autonomy: never silent twice running.
+        starts = server.scheduler.requests[-1].hook.prompt.turn_starts
+        assert starts == rendered.turn_starts * 2
         events(
             client,
             ask(
