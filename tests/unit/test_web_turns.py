@@ -268,7 +268,7 @@ def test_a_viewer_that_leaves_and_another_that_comes(serve: Serve):
 
 
 def test_bs_answer_survives_as_hangup(serve: Serve):
-    server = serve(Script(("palabra ",) * 30, pause_s=0.02), viewer_timeout_s=0.1)
+    server = serve(Script(("palabra ",) * 30, pause_s=0.02))
     with server.client() as client:
         a, b = ask(client, texto="A"), ask(client, texto="B")
         client.delete(f"/api/turnos/{a['id']}")
