@@ -90,7 +90,10 @@ def show(results: dict[str, list[dict]], arguments: argparse.Namespace) -> None:
     """Print medians, ranges and ratios, then the JSON object."""
     ours = statistics.median(entry["tokens_per_s"] for entry in next(iter(results.values())))
     width = max(len(name) for name in results) + 2
-    print(f"{'':{width}}{'tokens/s':>10}{'min–max':>14}{'veces':>7}{'MiB':>8}{'pérdida':>9}")
+    print(
+        f"{'':{width}}{'tokens/s':>10}{'min–max':>14}{'veces':>7}{'por s de CPU':>14}{'MiB':>8}"
+        f"{'pérdida':>9}"
+    )
     figures = {}
     for name, rounds in results.items():
         speeds = [entry["tokens_per_s"] for entry in rounds]
@@ -99,6 +102,7 @@ def show(results: dict[str, list[dict]], arguments: argparse.Namespace) -> None:
             "tokens_per_s": speed,
             "range": [min(speeds), max(speeds)],
             "ratio": ours / speed,
+            "tokens_per_cpu_s": statistics.median(r["tokens_per_cpu_s"] for r in rounds),
             "peak_mib": statistics.median(entry["peak_mib"] for entry in rounds),
             "loss": rounds[-1]["loss"],
             "precision": rounds[-1]["precision"],
@@ -108,6 +112,7 @@ def show(results: dict[str, list[dict]], arguments: argparse.Namespace) -> None:
         spread = f"{min(speeds):.0f}–{max(speeds):.0f}"
         print(
             f"{name or 'elchat':{width}}{speed:>10.0f}{spread:>14}{ours / speed:>7.2f}"
+            f"{figures[name or 'elchat']['tokens_per_cpu_s']:>14.0f}"
             f"{figures[name or 'elchat']['peak_mib']:>8.0f}{rounds[-1]['loss']:>9.4f}"
         )
     if "elchat" in figures:

@@ -22,29 +22,21 @@ BETAS = (0.9, 0.95)
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def rows(arguments: argparse.Namespace) -> Any:
-    """The texts one after the other, cut in rows: ids [steps, 1, T + 1]."""
+def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The model under test, fp32, and its rows: texts one after the other, [steps, 1, T + 1]."""
     import torch
 
     from elchat.weights import load_model
 
-    tokenizer = load_model(arguments.model, dtype=torch.bfloat16).tokenizer
+    loaded = load_model(arguments.model, dtype=torch.float32)
+    tokenizer = loaded.tokenizer
     texts = [path.read_text(encoding="utf-8") for path in sorted(arguments.corpus.rglob("*.txt"))]
     ids = torch.tensor([i for text in texts for i in [0, *tokenizer.encode(text)]])
     n = arguments.steps + WARM_STEPS
     needed = n * (arguments.tokens + 1)
     if len(ids) < needed:
         raise SystemExit(f"{arguments.corpus} da {len(ids)} tokens y hacen falta {needed}.")
-    return ids[:needed].view(n, 1, -1)
-
-
-def load(arguments: argparse.Namespace) -> Any:
-    """The model under test, fp32."""
-    import torch
-
-    from elchat.weights import load_model
-
-    return load_model(arguments.model, dtype=torch.float32).model
+    return loaded.model, ids[:needed].view(n, 1, -1)
 
 
 def elchat(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -58,7 +50,8 @@ def elchat(arguments: argparse.Namespace) -> dict[str, Any]:
     from elchat.training.parallel import LossModule
 
     compute = plan_compute("auto", arguments.precision, None)
-    model = load(arguments).train()
+    model, rows = load(arguments)
+    model.train()
     module = LossModule(model)
     optimizer = build_optimizer(model, StageSection())
     optimizer.set_learning_rate(LEARNING_RATE)
@@ -77,7 +70,7 @@ def elchat(arguments: argparse.Namespace) -> dict[str, Any]:
         optimizer.zero_grad()
         return float(loss) / arguments.tokens
 
-    result = timed(step, arguments)
+    result = timed(step, rows, arguments)
     flops = model.config.train_flops_per_token(arguments.tokens) * result["tokens_per_s"]
     return result | {
         "precision": compute.precision,
@@ -95,7 +88,8 @@ def first(arguments: argparse.Namespace) -> dict[str, Any]:
     from elchat.training.optim import build_optimizer, set_learning_rate
 
     compute = plan_compute("auto", arguments.precision, None)
-    model = load(arguments).train()
+    model, rows = load(arguments)
+    model.train()
     optimizer = build_optimizer(model, weight_decay=0.0)
     set_learning_rate(optimizer, LEARNING_RATE)
 
@@ -109,7 +103,7 @@ def first(arguments: argparse.Namespace) -> dict[str, Any]:
         optimizer.zero_grad(set_to_none=True)
         return float(loss) / arguments.tokens
 
-    return timed(step, arguments) | {"precision": compute.precision}
+    return timed(step, rows, arguments) | {"precision": compute.precision}
 
 
 def trainer(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -120,22 +114,22 @@ def trainer(arguments: argparse.Namespace) -> dict[str, Any]:
     from elchat.model_config import config_to_hf
 
     transformers.logging.set_verbosity_error()
-    model = load(arguments)
+    model, rows = load(arguments)
     hf_config = config_to_hf(model.config, bos_id=1, eos_ids=[2], pad_id=2, dtype="float32")
     del hf_config["architectures"]
     peer = transformers.LlamaForCausalLM(transformers.LlamaConfig(**hf_config))
     peer.load_state_dict(model.state_dict(), strict=False)
     del model
     # it predicts T - 1 tokens of a row of T: one more makes them the same T
-    data = [{"input_ids": ids[0], "labels": ids[0]} for ids in rows(arguments)]
-    times: list[float] = []
+    data = [{"input_ids": ids[0], "labels": ids[0]} for ids in rows]
+    clock = Clock()
 
-    class Clock(transformers.TrainerCallback):
+    class Steps(transformers.TrainerCallback):
         def on_step_begin(self, *_args, **_kwargs):
-            self.began = time.perf_counter()
+            clock.begin()
 
         def on_step_end(self, *_args, **_kwargs):
-            times.append(time.perf_counter() - self.began)
+            clock.end()
 
     with tempfile.TemporaryDirectory() as folder:
         settings = transformers.TrainingArguments(
@@ -153,14 +147,14 @@ def trainer(arguments: argparse.Namespace) -> dict[str, Any]:
             disable_tqdm=True,
         )
         made = transformers.Trainer(
-            model=peer, args=settings, train_dataset=data, callbacks=[Clock()]
+            model=peer, args=settings, train_dataset=data, callbacks=[Steps()]
         )
         made._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(data)
         sys.stdout = sys.stderr
         made.train()
         sys.stdout = sys.__stdout__
     losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
-    return summary(times, losses, arguments) | {
+    return summary(clock, losses, arguments) | {
         "precision": "fp32" if arguments.precision == "fp32" else "bf16"
     }
 
@@ -175,7 +169,7 @@ def litgpt(arguments: argparse.Namespace) -> dict[str, Any]:
 
     precision = "32-true" if arguments.precision == "fp32" else "bf16-mixed"
     fabric = lightning.Fabric(devices=1, accelerator="cpu", precision=precision)
-    ours = load(arguments)
+    ours, rows = load(arguments)
     config = Config.from_name("SmolLM2-135M", rope_base=int(ours.config.rope_theta))
     weights: dict[str, torch.Tensor] = {}
     copy_weights_hf_llama(config, {}, weights, dict(ours.state_dict()))
@@ -199,25 +193,42 @@ def litgpt(arguments: argparse.Namespace) -> dict[str, Any]:
         optimizer.zero_grad()
         return loss.item()
 
-    return timed(step, arguments) | {"precision": precision}
+    return timed(step, rows, arguments) | {"precision": precision}
 
 
-def timed(step: Callable[[Any], float], arguments: argparse.Namespace) -> dict[str, Any]:
+class Clock:
+    """Seconds of each step on the wall and of the processor, all its threads added."""
+
+    def __init__(self) -> None:
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+
+    def begin(self) -> None:
+        self._began = time.perf_counter(), time.process_time()
+
+    def end(self) -> None:
+        self.wall.append(time.perf_counter() - self._began[0])
+        self.cpu.append(time.process_time() - self._began[1])
+
+
+def timed(step: Callable[[Any], float], rows: Any, arguments: argparse.Namespace) -> dict:
     """Take every row through a step."""
-    times, losses = [], []
-    for ids in rows(arguments):
-        began = time.perf_counter()
+    clock, losses = Clock(), []
+    for ids in rows:
+        clock.begin()
         losses.append(step(ids))
-        times.append(time.perf_counter() - began)
-    return summary(times, losses, arguments)
+        clock.end()
+    return summary(clock, losses, arguments)
 
 
-def summary(times: list[float], losses: list[float], arguments: argparse.Namespace) -> dict:
-    """Figures every peer gives."""
+def summary(clock: Clock, losses: list[float], arguments: argparse.Namespace) -> dict:
+    """Figures every peer gives; CPU seconds say something also on a busy machine."""
     from elchat.training.device import peak_memory_mib
 
+    wall, cpu = (statistics.median(times[WARM_STEPS:]) for times in (clock.wall, clock.cpu))
     return {
-        "tokens_per_s": arguments.tokens / statistics.median(times[WARM_STEPS:]),
+        "tokens_per_s": arguments.tokens / wall,
+        "tokens_per_cpu_s": arguments.tokens / cpu,
         "loss": losses[-1],
         "peak_mib": peak_memory_mib("cpu"),
     }
