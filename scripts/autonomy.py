@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from elchat.autonomy import Autonomy, store
+from elchat.autonomy.settings import CHAT_SILENCE_RATE
 from elchat.errors import DataError, ElchatError
 from elchat.files import write_json
 from elchat.lab import ablation, abstention, card, cost, diversity, mood_eval, texts, volition
@@ -133,7 +134,9 @@ def run_train(args: Arguments) -> tuple[Any, str]:
     )
     assert trained is not None
     autonomy.mood, report = trained
-    autonomy.settings = replace(autonomy.settings, mood_gain=1.0)
+    autonomy.settings = replace(
+        autonomy.settings, mood_gain=1.0, max_silence_rate=CHAT_SILENCE_RATE
+    )
     facts = {"recipe": asdict(recipe), "report": vars(report), "conversations": len(talks)}
     autonomy.volition, silence = volition.teach(loaded, autonomy, progress=Ticker("silencio").show)
     notes = {"training": facts, "volition": silence}

@@ -48,6 +48,7 @@ def test_a_run_with_autonomy_trains_with_it_and_leaves_a_mood_beside_the_model(
             assert "model/autonomy.safetensors" in manifest["files"]
             assert autonomy.settings.stochastic_depth == 0.5
             assert autonomy.skippable
+            assert autonomy.volition is not None  # taught when silence is apt
             assert autonomy.mood.shape.dim == 16
     same = [torch.equal(weights["frozen"][k], weights["control"][k]) for k in weights["control"]]
     moved = [torch.equal(weights["full"][k], weights["control"][k]) for k in weights["control"]]
