@@ -137,7 +137,7 @@ def open_elchat(kind: str, arguments: argparse.Namespace):
 
     torch.set_num_threads(arguments.threads)
     engine = load_engine(arguments.model, weights=kind, context_tokens=1024)
-    scheduler = Scheduler(engine, max_rows=max(BATCHES), max_queue=0)
+    scheduler = Scheduler(engine, max_rows=max(BATCHES), max_queue=max(BATCHES))
     source = prompts(PREFILL_TOKENS)
 
     def write(n_prompt: int, rows: int, n_tokens: int) -> float:
