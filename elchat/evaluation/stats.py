@@ -75,11 +75,11 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimat
 
 
 def mcc(gold: Sequence[int], predicted: Sequence[int]) -> Estimate:
-    """Matthews correlation of two binary sequences."""
+    """Matthews correlation of two binary sequences; no interval if one of them is constant."""
     cells = np.bincount(2 * np.asarray(gold) + np.asarray(predicted), minlength=4)
     n = int(cells.sum())
     value = float(_mcc_of(cells[None])[0])
-    if n < 2:
+    if n < 2 or len(set(gold)) < 2 or len(set(predicted)) < 2:  # a resample could not vary
         return Estimate(value, None, None, n)
     values = _mcc_of(_generator().multinomial(n, cells / n, RESAMPLES))
     return Estimate(value, float(values.std(ddof=1)), _percentiles(values), n)

@@ -55,6 +55,7 @@ def test_matthews_correlation():
     expected = float(np.corrcoef(gold, predicted)[0, 1])
     assert stats.mcc(gold, predicted).value == pytest.approx(expected)
     assert stats.mcc(gold, [1] * 8).value == 0.0  # undefined: always the same answer
+    assert stats.mcc(gold, [1] * 8).ci95 is None  # and nothing to resample
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(1, 9), (0, 5), (7, 7), (3, 20), (0, 0)])
