@@ -28,7 +28,7 @@ from elchat.files import sha256_json
 from elchat.runs import Run
 from elchat_sim import FaultScript, Simulator
 from elchat_sim.catalog import gpus
-from elchat_sim.openapi import CheckedTransport, shared_checker
+from elchat_sim.openapi import checked, shared_checker
 from elchat_sim.virtual_host import VirtualPod
 
 STEP_S = 6.0
@@ -389,9 +389,7 @@ class CloudWorld:
 
     def transport(self) -> httpx.BaseTransport:
         """The wire; RunPod's own specification judges what goes over it, where it is at hand."""
-        checker = shared_checker()
-        inner = self.sim.transport()
-        return inner if checker is None else CheckedTransport(inner, checker)
+        return checked(self.sim.transport())
 
     def follow(self, run: Run, provider: RunpodProvider, *, limit_h: float = 40.0) -> str:
         """What `elchat attach` does, without a screen."""

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from elchat_sim import FaultScript, Simulator, parse
-from elchat_sim.openapi import CheckedTransport, shared_checker
+from elchat_sim.openapi import checked
 
 L40S = "NVIDIA L40S"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIElchat elchat"
@@ -28,13 +28,9 @@ def simulator(script: dict[str, Any] | None = None, **options: Any) -> Simulator
 
 def client(sim: Simulator, key: str | None = None, **options: Any) -> httpx.Client:
     """A client on the virtual clock; the official specification judges it where it is at hand."""
-    checker = shared_checker()
-    transport: httpx.BaseTransport = sim.transport()
-    if checker is not None:
-        transport = CheckedTransport(transport, checker)
     headers = {"authorization": f"Bearer {key or sim.faults.account.key}", "user-agent": "elchat/0"}
     return httpx.Client(
-        transport=transport,
+        transport=checked(sim.transport()),
         base_url="https://api.runpod.io",
         headers=headers,
         trust_env=False,

@@ -13,6 +13,7 @@ from cli.runpod_client import RunpodClient
 from cli.runpod_models import Pod
 from elchat.errors import AuthError
 from elchat_sim import FaultScript, Simulator
+from elchat_sim.openapi import checked
 
 BODY = {
     "name": "elchat-x-1-d1", "image": "imagen", "gpu": {"id": "NVIDIA A40", "count": 1},
@@ -23,7 +24,7 @@ BODY = {
 def of(**script: Any) -> tuple[Simulator, RunpodClient]:
     sim = Simulator(FaultScript.model_validate(script))
     key = sim.faults.account.key
-    return sim, RunpodClient(key, transport=sim.transport(), sleep=sim.sleep)
+    return sim, RunpodClient(key, transport=checked(sim.transport()), sleep=sim.sleep)
 
 
 def test_a_pod_from_its_creation_to_its_deletion():

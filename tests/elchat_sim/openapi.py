@@ -121,6 +121,12 @@ def shared_checker() -> Checker | None:
     return Checker(path) if path else None
 
 
+def checked(inner: httpx.BaseTransport) -> httpx.BaseTransport:
+    """A transport judged by the specification where its file is at hand; itself elsewhere."""
+    checker = shared_checker()
+    return inner if checker is None else CheckedTransport(inner, checker)
+
+
 def _request(request: httpx.Request):
     from openapi_core.testing import MockRequest
 
