@@ -65,8 +65,8 @@ def _choose(
     device, is_alone = plan.compute.device, parallel.world == 1
     if device == "cpu" and plan.compute.precision == "bf16" and compute.compile != "always":
         reason = fused.why_not(model.config)
-        if not is_alone and compute.sharding == "fsdp":
-            reason = "el modelo está repartido"
+        if not is_alone:  # not proven there yet
+            reason = "entrenan varios procesos"
         gain = fused.gain(model) if reason is None else 0.0
         text = f"van a {gain:.2f}×" if reason is None else f"no: {reason}"
         log(f"núcleos propios entre los productos: {text}")
