@@ -108,7 +108,7 @@ def test_options_that_share_nothing_and_a_group_of_one(model: GPT, compiled):
             assert scored.logprob == pytest.approx(slow_score(model, pair).logprob, abs=2e-4)
 
 
-def test_a_context_longer_than_the_model_loses_its_beginning(model: GPT):
+def test_a_context_longer_than_the_model_loses_its_beginning(model: GPT, compiled):
     draw = random.Random(0)
     long = [draw.randrange(N_IDS) for _ in range(model.config.max_positions + 9)]
     groups = [[Pair(long, [3, 4]), Pair(long, [5])]]
@@ -117,7 +117,7 @@ def test_a_context_longer_than_the_model_loses_its_beginning(model: GPT):
         assert scored.logprob == pytest.approx(slow_score(model, pair).logprob, abs=2e-4)
 
 
-def test_greedy_is_seen(model: GPT):
+def test_greedy_is_seen(model: GPT, compiled):
     context = [5, 6, 7, 8]
     best = slow_greedy(model, context, 3, set())
     (found,) = dict(
