@@ -27,6 +27,7 @@ import torch
 from elchat import bases
 from elchat.config import StageSection
 from elchat.gpt import GPT
+from elchat.hardware import peak_resident_bytes, resident_bytes
 from elchat.model_config import GPTConfig
 from elchat.training.device import ComputePlan
 from elchat.training.footprint import measure
@@ -104,10 +105,13 @@ def really(name: str, precision: str) -> dict[str, int]:
     compute = ComputePlan("cpu", precision, torch.get_num_threads(), 1.0, "tabla")
     train(TOY, 64, 2, False, compute)
     gc.collect()
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+    peak_again = Path("/proc/self/clear_refs")
+    if not peak_again.exists():
+        raise SystemExit("/proc/self/clear_refs no existe: hace falta Linux.")
+    before = resident_bytes()
+    peak_again.write_text("5")  # VmHWM starts again
     train(shape, context, rows, checkpointed, compute)
-    grown = resident("VmHWM") - before
+    grown = peak_resident_bytes() - before
     gc.collect()
     with torch.profiler.profile(activities=[CPU], profile_memory=True) as profile:
         train(shape, context, rows, checkpointed, compute)
@@ -145,14 +149,6 @@ def train(
     torch.nn.utils.clip_grad_norm_(list(model.parameters()), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-
-
-def resident(field: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status no dice {field}: hace falta Linux.")
 
 
 if __name__ == "__main__":
