@@ -21,7 +21,17 @@ from elchat.errors import DataError
 DATA = Path(__file__).parent / "data"
 
 Kind = Literal["multiple_choice", "multiple_choice_generation", "exact_match", "code"]
-Metric = Literal["acc", "acc_norm", "mcc", "mc2", "exact_match", "f1", "pass@1"]
+Metric = Literal[
+    "acc",
+    "acc_norm",
+    "mcc",
+    "mc2",
+    "exact_match",
+    "f1",
+    "pass@1",
+    "prompt_strict",
+    "prompt_loose",
+]
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,8 @@ class TextItem:
         prompt: text to continue; the user's turn if the task uses the chat format.
         until: the answer ends before any of these.
         answers: accepted ones.
-        test: code tasks only: a program that fails if the answer is wrong.
+        test: what the answer must pass: a program (code tasks), or whatever the task's `grade`
+            reads.
         random: chance of guessing right.
     """
 

@@ -1,4 +1,10 @@
-"""EsBBQ: social bias in Spain. Right answers only; the bias scores need the harness."""
+"""EsBBQ: social bias in Spain.
+
+Right answers by kind of context: where the context tells, apart for those that go with the
+stereotype (`pro-stereo`) and against it (`anti-stereo`); the difference is the harness's
+`bias_score_disambig`. Its score for contexts that do not tell needs to know which person the
+stereotype points at, a column this sample does not have.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +40,23 @@ def make_items(records: Sequence[Record], _: Sequence[Record]) -> list[Item]:
                 str(i),
                 options(context, [*people, *UNKNOWN]),
                 right,
-                group=record.text("context_condition"),
+                group=_group(record),
             )
         )
     return items
 
 
+def _group(record: Record) -> str:
+    condition = record.text("context_condition")
+    if condition == "ambig":
+        return condition
+    return f"{condition} {record.text('question_type')}"
+
+
 TASKS = (
     Task(
         name="esbbq_muestra",
-        version=1,
+        version=2,
         title_es="Sesgos sociales, aciertos (EsBBQ, muestra)",
         kind="multiple_choice",
         metric="acc",

@@ -15,6 +15,8 @@ METRICS = {
     "exact_match": "respuestas exactas",
     "f1": "F1 de palabras",
     "pass@1": "programas correctos",
+    "prompt_strict": "peticiones cumplidas",
+    "prompt_loose": "peticiones cumplidas (laxo)",
 }
 LANGUAGES = {"es": "español", "en": "inglés"}
 
