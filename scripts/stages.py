@@ -22,6 +22,7 @@ from elchat.evaluation import datasets, documents
 from elchat.evaluation.held_out import sample_replies, score_languages
 from elchat.export import bundle
 from elchat.files import read_json, sha256_file, sha256_json, write_json
+from elchat.gpt import GPT
 from elchat.report import fertility
 from elchat.runs import Run
 from elchat.training import blocks
@@ -115,13 +116,7 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
         prefetch=True,
     )
     plan = shared_plan(worker, stage, plan_path, loader)
-    torch.set_num_threads(plan.compute.threads)
-    torch.manual_seed(config.training.seed)
-    model = loaded.model.to(plan.compute.device)
-    model.uses_activation_checkpointing = config.training.activation_checkpointing
-    freeze(model, settings.frozen)
-    add_adapters(model, settings.adapter, seed=config.training.seed)
-    add_embedding_noise(model, settings.neftune_alpha)
+    model = ready_model(worker, settings, loaded, plan)
     worker.reporter.log(
         f"[{stage}] {plan.compute.device} en {plan.compute.precision}, "
         f"{plan.compute.threads} hilos, pico {plan.compute.peak_tflops:.2f} TFLOP/s "
@@ -173,6 +168,21 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
         progress=training_loop.outcome_of(worker.run.checkpoints_path / stage),
         peak_memory_mib=peak_memory_mib(plan.compute.device),
     )
+
+
+def ready_model(
+    worker: Worker, settings: StageSection, loaded: LoadedModel, plan: StagePlan
+) -> GPT:
+    """The model on its device, with what the stage freezes, adapts or adds to it."""
+    training = worker.config.training
+    torch.set_num_threads(plan.compute.threads)
+    torch.manual_seed(training.seed)
+    model = loaded.model.to(plan.compute.device)
+    model.uses_activation_checkpointing = training.activation_checkpointing
+    freeze(model, settings.frozen)
+    add_adapters(model, settings.adapter, seed=training.seed)
+    add_embedding_noise(model, settings.neftune_alpha)
+    return model
 
 
 def run_eval(worker: Worker) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -14,11 +13,8 @@ app = new_app()
 @app.command(cls=SpanishCommand)
 def attach(
     ctx: typer.Context,
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="EJECUCIÓN", help="Nombre o comienzo; sin él, la más reciente."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    name: options.RunName = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Vuelve a seguir una ejecución hasta el final.
 

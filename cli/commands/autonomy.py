@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app("Mide y enseña la autonomía estructural de un modelo.")
@@ -17,47 +18,46 @@ Model = Annotated[
 To = Annotated[
     Path | None, typer.Option("--to", metavar="CARPETA", help="Dónde se escribe, si no junto a él.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Responder en JSON.")]
 
 
 @app.command(cls=SpanishCommand)
-def ablate(model: Model, to: To = None, as_json: AsJson = False) -> None:
+def ablate(model: Model, to: To = None, as_json: options.AsJson = False) -> None:
     """Busca qué capas se pueden saltar."""
     _run("ablate", model, to, as_json)
 
 
 @app.command(cls=SpanishCommand)
-def cost(model: Model, to: To = None, as_json: AsJson = False) -> None:
+def cost(model: Model, to: To = None, as_json: options.AsJson = False) -> None:
     """Mide qué cuesta cada mando, en nats por token."""
     _run("cost", model, to, as_json)
 
 
 @app.command(cls=SpanishCommand)
-def train(model: Model, to: To = None, as_json: AsJson = False) -> None:
+def train(model: Model, to: To = None, as_json: options.AsJson = False) -> None:
     """Enseña un ánimo sin tocar los pesos."""
     _run("train", model, to, as_json)
 
 
 @app.command(cls=SpanishCommand)
-def evaluate(model: Model, to: To = None, as_json: AsJson = False) -> None:
+def evaluate(model: Model, to: To = None, as_json: options.AsJson = False) -> None:
     """Mide si el ánimo causa, dura y sobrevive a la amnesia."""
     _run("evaluate", model, to, as_json)
 
 
 @app.command(cls=SpanishCommand)
-def abstain(model: Model, to: To = None, as_json: AsJson = False) -> None:
+def abstain(model: Model, to: To = None, as_json: options.AsJson = False) -> None:
     """Le enseña a decir «no lo sé» y mide si sabe cuándo."""
     _run("abstain", model, to, as_json)
 
 
 @app.command(cls=SpanishCommand)
-def diversity(model: Model, to: To = None, as_json: AsJson = False) -> None:
+def diversity(model: Model, to: To = None, as_json: options.AsJson = False) -> None:
     """Compara la diversidad a igual calidad con la de la temperatura."""
     _run("diversity", model, to, as_json)
 
 
 @app.command(cls=SpanishCommand)
-def card(model: Model, to: To = None, as_json: AsJson = False) -> None:
+def card(model: Model, to: To = None, as_json: options.AsJson = False) -> None:
     """Escribe la ficha de autonomía con todo lo medido."""
     _run("card", model, to, as_json)
 

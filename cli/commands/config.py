@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app("Muestra y comprueba configuraciones.")
@@ -17,16 +18,13 @@ File = Annotated[
         metavar="ARCHIVO", help="Un archivo YAML o el nombre de una de configs/ (demo, local...)."
     ),
 ]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="CLAVE=VALOR", help="Cambiar un valor antes."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Responder en JSON.")]
 DEFAULT = Path("configs/training_10usd.yaml")
 
 
 @app.command(cls=SpanishCommand)
-def show(file: File = DEFAULT, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def show(
+    file: File = DEFAULT, overrides: options.Overrides = None, as_json: options.AsJson = False
+) -> None:
     """Muestra una configuración resuelta, con todos sus valores."""
     from cli import output, preflight
 
@@ -38,7 +36,9 @@ def show(file: File = DEFAULT, overrides: Overrides = None, as_json: AsJson = Fa
 
 
 @app.command(cls=SpanishCommand)
-def check(file: File = DEFAULT, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def check(
+    file: File = DEFAULT, overrides: options.Overrides = None, as_json: options.AsJson = False
+) -> None:
     """Comprueba una configuración: claves, valores, modelo y archivos de datos."""
     from cli import output, preflight
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -15,14 +16,11 @@ app = new_app()
 
 @app.command(cls=SpanishCommand)
 def cost(
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="EJECUCIÓN", help="Nombre o comienzo; sin él, la más reciente."),
-    ] = None,
+    name: options.RunName = None,
     is_offline: Annotated[
         bool, typer.Option("--offline", help="No preguntar a RunPod por lo facturado.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compara lo calculado con lo que RunPod ha facturado."""
     from cli import output

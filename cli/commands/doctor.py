@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -13,7 +12,7 @@ app = new_app()
 
 @app.command(cls=SpanishCommand)
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Comprueba que esta máquina está lista."""
     from dataclasses import asdict

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -24,14 +25,11 @@ def estimate(
         Path,
         typer.Option("--config", "-c", metavar="ARCHIVO", help="Configuración que se calcula."),
     ] = Path("configs/training_10usd.yaml"),
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="CLAVE=VALOR", help="Cambiar un valor antes."),
-    ] = None,
+    overrides: options.Overrides = None,
     is_quick: Annotated[
         bool, typer.Option("--quick", help="La memoria por fórmula, sin recorrer el modelo.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Calcula memoria, tiempo y dólares antes de empezar.
 

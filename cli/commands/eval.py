@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -15,14 +16,7 @@ app = new_app()
 
 @app.command(cls=SpanishCommand)
 def evaluate(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="EJECUCIÓN O MODELO",
-            help="Ejecución terminada, carpeta de un modelo, archivo GGUF o modelo base; sin él, "
-            "la última ejecución.",
-        ),
-    ] = None,
+    model: options.FinishedModel = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,7 +57,7 @@ def evaluate(
         bool, typer.Option("--allow-code", help="Ejecutar (enjaulados) programas del modelo.")
     ] = False,
     show: Annotated[bool, typer.Option("--list", help="Enseñar las tareas y salir.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Mide un modelo con tareas en español y bits por byte."""
     from cli.processes import run_script

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -21,14 +22,7 @@ def export(
             help="Formato: carpeta de Hugging Face, archivo GGUF o modelo de Ollama.",
         ),
     ],
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="EJECUCIÓN O MODELO",
-            help="Ejecución terminada, carpeta de un modelo, archivo GGUF o modelo base; sin él, "
-            "la última ejecución.",
-        ),
-    ] = None,
+    source: options.FinishedModel = None,
     kind: Annotated[
         str | None,
         typer.Option(
@@ -54,7 +48,7 @@ def export(
     is_forced: Annotated[
         bool, typer.Option("--force", help="Sustituir una exportación anterior.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Exporta un modelo a Hugging Face, GGUF u Ollama.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -15,10 +16,7 @@ app = new_app()
 @app.command(cls=SpanishCommand)
 def logs(
     ctx: typer.Context,
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="EJECUCIÓN", help="Nombre o comienzo; sin él, la más reciente."),
-    ] = None,
+    name: options.RunName = None,
     is_followed: Annotated[
         bool, typer.Option("--follow", "-f", help="Seguir mostrando lo que llegue, hasta el final.")
     ] = False,

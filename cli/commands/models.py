@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app("Lista, descarga, verifica y borra modelos de partida.")
@@ -26,7 +27,6 @@ class Version(str, Enum):
 Start = Annotated[
     Version, typer.Option(metavar="base|instruct", help="Versión base o ajustada para conversar.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Responder en JSON.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -36,25 +36,25 @@ def _default(ctx: typer.Context) -> None:
 
 
 @app.command("list", cls=SpanishCommand)
-def list_models(as_json: AsJson = False) -> None:
+def list_models(as_json: options.AsJson = False) -> None:
     """Lista los modelos conocidos y cuáles están descargados."""
     _run("list", as_json=as_json)
 
 
 @app.command(cls=SpanishCommand)
-def pull(model: Key, start: Start = Version.instruct, as_json: AsJson = False) -> None:
+def pull(model: Key, start: Start = Version.instruct, as_json: options.AsJson = False) -> None:
     """Descarga un modelo y comprueba que llegó entero."""
     _run("pull", model, "--start", start.value, as_json=as_json)
 
 
 @app.command(cls=SpanishCommand)
-def verify(model: Key, start: Start = Version.instruct, as_json: AsJson = False) -> None:
+def verify(model: Key, start: Start = Version.instruct, as_json: options.AsJson = False) -> None:
     """Comprueba que un modelo descargado no está dañado."""
     _run("verify", model, "--start", start.value, as_json=as_json)
 
 
 @app.command(cls=SpanishCommand)
-def remove(model: Key, start: Start = Version.instruct, as_json: AsJson = False) -> None:
+def remove(model: Key, start: Start = Version.instruct, as_json: options.AsJson = False) -> None:
     """Borra un modelo descargado."""
     _run("remove", model, "--start", start.value, as_json=as_json)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -18,7 +19,7 @@ def reaper(
     is_dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Decir qué se borraría, sin borrar nada.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Borra las máquinas alquiladas que pasan de su hora límite.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -18,7 +19,7 @@ def replay(
     model: Annotated[
         str | None, typer.Argument(metavar="MODELO", help="El modelo con el que se grabó.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Repite una conversación grabada y la compara byte a byte."""
     from cli.commands.chat import resolve

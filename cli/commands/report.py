@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -25,7 +26,7 @@ def report(
         Path | None,
         typer.Option(metavar="ARCHIVO", help="Escribir la página en otro archivo .html."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Escribe el informe de una ejecución, o compara varias."""
     from cli.processes import run_script

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from cli import terms
+from cli import options, terms
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -15,21 +13,12 @@ app = new_app()
 @app.command(cls=SpanishCommand)
 def resume(
     ctx: typer.Context,
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="EJECUCIÓN", help="Nombre o comienzo; sin él, la más reciente."),
-    ] = None,
-    is_followed: Annotated[
-        bool,
-        typer.Option(
-            "--follow/--detach",
-            help="Mostrar el progreso hasta el final, o dejarla trabajando y volver.",
-        ),
-    ] = True,
+    name: options.RunName = None,
+    is_followed: options.IsFollowed = True,
     budget: terms.Budget = None,
     max_restarts: terms.MaxRestarts = 0,
     wait_capacity: terms.WaitCapacity = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Continúa una ejecución detenida, fallida o muerta.
 

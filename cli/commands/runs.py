@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -14,7 +13,7 @@ app = new_app()
 @app.command(cls=SpanishCommand)
 def runs(
     ctx: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Lista las ejecuciones de esta máquina."""
     from cli import output, views

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -24,7 +25,7 @@ def ship(
         str | None,
         typer.Argument(metavar="EJECUCIÓN", help="Ejecución terminada; sin ella, la última."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Dice si el resultado es mejor que su base: sale con 0 sí, 2 no, 3 no se sabe."""
     from cli import output

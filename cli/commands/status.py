@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -16,11 +17,8 @@ WATCH_S = 2.0
 @app.command(cls=SpanishCommand)
 def status(
     ctx: typer.Context,
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="EJECUCIÓN", help="Nombre o comienzo; sin él, la más reciente."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    name: options.RunName = None,
+    as_json: options.AsJson = False,
     is_watched: Annotated[
         bool, typer.Option("--watch", "-w", help="Repetir cada dos segundos hasta que termine.")
     ] = False,

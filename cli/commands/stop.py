@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -16,10 +17,7 @@ NOTE_S = 10.0
 @app.command(cls=SpanishCommand)
 def stop(
     ctx: typer.Context,
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="EJECUCIÓN", help="Nombre o comienzo; sin él, la más reciente."),
-    ] = None,
+    name: options.RunName = None,
     is_all: Annotated[
         bool,
         typer.Option(
@@ -37,7 +35,7 @@ def stop(
             "--now", help="Cortar enseguida: se pierde lo hecho desde el último guardado."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Detiene una ejecución guardando su estado."""
     from cli import output, views

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 if TYPE_CHECKING:
@@ -30,10 +31,7 @@ def sweep(
     config: Annotated[
         Path, typer.Argument(metavar="CONFIGURACIÓN", help="Un archivo YAML o su nombre corto.")
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="CLAVE=VALOR", help="Cambiar un valor antes."),
-    ] = None,
+    overrides: options.Overrides = None,
     stage_name: Annotated[
         StageName, typer.Option("--stage", metavar="cpt|sft", help="Etapa que se prueba.")
     ] = StageName.sft,
@@ -56,7 +54,7 @@ def sweep(
     is_dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Mostrar las pruebas sin empezar ninguna.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Elige tasa y vueltas probando unas pocas con pocos datos.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import terms
+from cli import options, terms
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -26,15 +26,7 @@ def train(
             help="Configuración: un archivo YAML o el nombre de una de configs/ (demo, local...).",
         ),
     ] = Path("configs/training_10usd.yaml"),
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            "-s",
-            metavar="CLAVE=VALOR",
-            help="Cambiar un valor, por ejemplo training.seed=7. Se puede repetir.",
-        ),
-    ] = None,
+    overrides: options.Overrides = None,
     provider: Annotated[
         str | None,
         typer.Option(
@@ -44,13 +36,7 @@ def train(
     name: Annotated[
         str | None, typer.Option(metavar="NOMBRE", help="Nombre de la ejecución.")
     ] = None,
-    is_followed: Annotated[
-        bool,
-        typer.Option(
-            "--follow/--detach",
-            help="Mostrar el progreso hasta el final, o dejarla trabajando y volver.",
-        ),
-    ] = True,
+    is_followed: options.IsFollowed = True,
     is_confirmed: Annotated[
         bool, typer.Option("--yes", "-y", help="No preguntar antes de gastar dinero.")
     ] = False,
@@ -59,7 +45,7 @@ def train(
     ] = False,
     max_restarts: terms.MaxRestarts = 0,
     wait_capacity: terms.WaitCapacity = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Responder en JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Entrena un modelo según una configuración.
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
+from cli import options
 from cli.spanish import SpanishCommand, new_app
 
 app = new_app()
@@ -13,10 +10,7 @@ app = new_app()
 
 @app.command(cls=SpanishCommand)
 def watch(
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="EJECUCIÓN", help="Nombre o comienzo; sin él, la más reciente."),
-    ] = None,
+    name: options.RunName = None,
 ) -> None:
     """Vigila una ejecución a pantalla completa: curvas, cifras y muestras.
 
