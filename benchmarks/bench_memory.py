@@ -1,12 +1,14 @@
 """Peak memory of training: what `elchat estimate` says and what a process really grows to.
 
-    python benchmarks/bench_memory.py [--model NAME]... [--precision fp32]
+    python benchmarks/bench_memory.py [--model NAME]... [--precision fp32|bf16] [--kernels]
 
 Each model takes a step, with moments and the gradients of an earlier micro-batch in place, in a
 process of its own, with constant weights of the real shape. Measured twice: what torch's allocator
 handed out at most (the profiler's memory events, which see what kernels take inside too), and the
 growth of the resident set (VmHWM, reset before) over a process that has already trained a toy,
-which has the waste of malloc on top. Linux only. Prints a table and, last, one JSON object.
+which has the waste of malloc on top. `--kernels` trains in bf16 on elchat's own kernels, which
+take a few megabytes more that torch never sees. Linux only. Prints a table and, last, one JSON
+object.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from elchat.config import StageSection
 from elchat.gpt import GPT
 from elchat.hardware import peak_resident_bytes, resident_bytes
 from elchat.model_config import GPTConfig
+from elchat.training import fused
 from elchat.training.device import ComputePlan
 from elchat.training.footprint import measure
 from elchat.training.loss import summed_cross_entropy
@@ -36,7 +39,7 @@ from elchat.training.optim import build_optimizer
 
 CPU = torch.profiler.ProfilerActivity.CPU
 TOY = GPTConfig(
-    vocab_size=512, n_layers=1, d_model=64, d_ff=128, n_heads=2, n_kv_heads=1, head_dim=32,
+    vocab_size=512, n_layers=1, d_model=64, d_ff=128, n_heads=2, n_kv_heads=1, head_dim=64,
     max_positions=2048, rope_theta=1e4, norm_eps=1e-5,
 )  # fmt: skip
 SIXTY_M = GPTConfig(
@@ -56,15 +59,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", action="append", choices=list(CASES))
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.kernels:
+        arguments.precision = "bf16"
+        if reason := fused.why_not(SIXTY_M):
+            raise SystemExit(f"--kernels: {reason}.")
     if arguments.child:
-        print(json.dumps(really(arguments.child, arguments.precision)))
+        print(json.dumps(really(arguments.child, arguments.precision, arguments.kernels)))
         return 0
-    rows = [compare(name, arguments.precision) for name in arguments.model or CASES]
+    rows = [
+        compare(name, arguments.precision, arguments.kernels) for name in arguments.model or CASES
+    ]
     figures = {
         "cases": rows,
         "precision": arguments.precision,
+        "kernels": arguments.kernels,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU",
     }
@@ -72,12 +83,18 @@ def main() -> int:
     return 0
 
 
-def compare(name: str, precision: str) -> dict[str, Any]:
+def compare(name: str, precision: str, on_kernels: bool) -> dict[str, Any]:
     shape, context, rows, checkpointed = CASES[name]
     said = measure(
-        shape, settings(context, rows), rows=rows, precision=precision, checkpointed=checkpointed
+        shape,
+        settings(context, rows),
+        rows=rows,
+        precision=precision,
+        checkpointed=checkpointed,
+        on_kernels=on_kernels,
     )
     command = [sys.executable, __file__, "--child", name, "--precision", precision]
+    command += ["--kernels"] if on_kernels else []
     root = str(Path(__file__).resolve().parents[1])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
@@ -99,22 +116,22 @@ def settings(context: int, rows: int) -> StageSection:
     return StageSection(context_tokens=context, batch_tokens=2 * rows * context)
 
 
-def really(name: str, precision: str) -> dict[str, int]:
+def really(name: str, precision: str, on_kernels: bool) -> dict[str, int]:
     """Peak of torch's allocator and growth of this process while it trains the model."""
     shape, context, rows, checkpointed = CASES[name]
     compute = ComputePlan("cpu", precision, torch.get_num_threads(), 1.0, "tabla")
-    train(TOY, 64, 2, False, compute)
+    train(TOY, 64, 2, False, compute, on_kernels)
     gc.collect()
     peak_again = Path("/proc/self/clear_refs")
     if not peak_again.exists():
         raise SystemExit("/proc/self/clear_refs no existe: hace falta Linux.")
     before = resident_bytes()
     peak_again.write_text("5")  # VmHWM starts again
-    train(shape, context, rows, checkpointed, compute)
+    train(shape, context, rows, checkpointed, compute, on_kernels)
     grown = peak_resident_bytes() - before
     gc.collect()
     with torch.profiler.profile(activities=[CPU], profile_memory=True) as profile:
-        train(shape, context, rows, checkpointed, compute)
+        train(shape, context, rows, checkpointed, compute, on_kernels)
     return {"allocated": peak_allocated(profile), "resident": grown}
 
 
@@ -126,7 +143,12 @@ def peak_allocated(profile: torch.profiler.profile) -> int:
 
 
 def train(
-    shape: GPTConfig, context: int, rows: int, checkpointed: bool, compute: ComputePlan
+    shape: GPTConfig,
+    context: int,
+    rows: int,
+    checkpointed: bool,
+    compute: ComputePlan,
+    on_kernels: bool,
 ) -> None:
     with torch.device("meta"):
         model = GPT(shape)
@@ -135,6 +157,9 @@ def train(
         for parameter in model.parameters():
             parameter.fill_(0.01)
     model.uses_activation_checkpointing = checkpointed
+    if on_kernels:
+        fused.fuse(model)
+    head_loss = fused.head_loss if on_kernels else None
     optimizer = build_optimizer(model, settings(context, rows))
     optimizer.set_learning_rate(1e-4)
     ids = torch.randint(0, shape.vocab_size, (rows, context))
@@ -143,7 +168,7 @@ def train(
     optimizer.step()  # the moments are there; the gradients stay, as after a first micro-batch
     with compute.autocast():
         hidden = model.hidden(ids)
-        loss = summed_cross_entropy(hidden, model.head_weight_VC, ids)
+        loss = summed_cross_entropy(hidden, model.head_weight_VC, ids, head_loss=head_loss)
     (loss / ids.numel()).backward()
     del hidden, loss
     torch.nn.utils.clip_grad_norm_(list(model.parameters()), 1.0)

@@ -1,91 +1,289 @@
-"""MB/s from a file of texts to verified shards: read, clean, deduplicate, encode, write.
+"""MB/s of one core from a file of texts to tokens: elchat, datatrove and `datasets.map`.
 
-    python benchmarks/bench_prepare.py --input FILE --tokenizer TOKENIZER_JSON
-        [--processes 1] [--rounds 3] [--no-near-duplicates]
+    python -m benchmarks.bench_prepare --input FILE.jsonl[.gz] --tokenizer TOKENIZER_JSON
+        [--mb 16] [--rounds 3] [--work NAME]...
 
-Works in a home of its own, removed at the end. Prints a line a round and, last, one JSON object;
-`shards` is a hash of the ids: it must not depend on `--processes`.
+The same text and tokenizer for all. Each measurement is a fresh process kept on one core (the
+tokenizer's threads too), imports and loading the tokenizer left out; they take turns. What each
+does is in WORKS: reading alone, reading and encoding, everything. `--work` chooses some.
+Prints a table and, last, one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import json
 import os
-import resource
-import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from elchat.config import parse
-from elchat.data.prepare import prepare
-from elchat.tokenizer import Tokenizer
+ROOT = Path(__file__).resolve().parents[1]
+LANGUAGE = "spa_Latn"
+EOS = "<|endoftext|>"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--input", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-near-duplicates", action="store_true")
-    arguments = parser.parse_args()
+def elchat_read(arguments: argparse.Namespace) -> float:
+    """Our reader: every line decoded, parsed and checked."""
+    from elchat.config import SourceSection
+    from elchat.data.sources import SourceReader
+
+    reader = SourceReader(SourceSection(path=str(arguments.input), language="es"), "cpt")
+    return timed(lambda: sum(1 for _ in reader))
+
+
+def elchat_encode(arguments: argparse.Namespace) -> float:
+    """Read, encode and write tokens, uncleaned: what `datasets.map` is asked for."""
+    from itertools import islice
+
+    from elchat.config import SourceSection
+    from elchat.data.encoding import DocumentEncoder, frame
+    from elchat.data.shards import ShardWriter
+    from elchat.data.sources import SourceReader
+    from elchat.tokenizer import Tokenizer
+
+    encode = DocumentEncoder(Tokenizer.from_file(arguments.tokenizer).encode_arrays)
+
+    def run() -> None:
+        import numpy as np
+
+        source = SourceSection(path=str(arguments.input), language="es")
+        writer = ShardWriter(arguments.folder / "shards", with_targets=False)
+        rows = iter(SourceReader(source, "cpt"))
+        while texts := [row.text for row in islice(rows, 512)]:
+            ids, offsets = encode(texts)
+            sizes = [len(text.encode()) for text in texts]
+            framed = frame(ids, np.diff(offsets), [], 0)
+            writer.append_arrays(*framed, sizes, ["x"] * len(texts))
+        writer.finish()
+
+    return timed(run)
+
+
+def elchat_all(arguments: argparse.Namespace, *, near: bool = True) -> float:
+    """Repair, boilerplate, repetition, language, exact and near duplicates, tokens, sha256."""
+    from elchat.config import parse
+    from elchat.data.prepare import prepare
+    from elchat.tokenizer import Tokenizer
+
+    os.environ["ELCHAT_HOME"] = str(arguments.folder)
     tokenizer = Tokenizer.from_file(arguments.tokenizer)
-    rates, cpu = [], []
-    with tempfile.TemporaryDirectory() as home:
-        os.environ["ELCHAT_HOME"] = home
-        for _ in range(arguments.rounds):
-            start, cpu_start = time.perf_counter(), cpu_seconds()
-            n_bytes, shards = once(arguments, tokenizer)
-            rates.append(n_bytes / 1e6 / (time.perf_counter() - start))
-            cpu.append(n_bytes / 1e6 / (cpu_seconds() - cpu_start))
-            print(f"{rates[-1]:.2f} MB/s, {cpu[-1]:.2f} MB por segundo de CPU")
-            shutil.rmtree(Path(home, "shards"))
-    figures = {
-        "input": arguments.input.name,
-        "processes": arguments.processes,
-        "mb": round(n_bytes / 1e6, 2),
-        "mb_s": [round(x, 2) for x in (statistics.median(rates), min(rates), max(rates))],
-        "mb_per_cpu_s": [round(x, 2) for x in (statistics.median(cpu), min(cpu), max(cpu))],
-        "shards": shards,
-        "load": os.getloadavg(),
-    }
-    print(json.dumps(figures))
-    return 0
-
-
-def once(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple[int, str]:
-    """Prepare the file; bytes of text kept, and what came out."""
     stage = {"context_tokens": 2048, "batch_tokens": 2048}
-    cleaning = {"near_duplicate_similarity": 0} if arguments.no_near_duplicates else {}
+    cleaning = {} if near else {"near_duplicate_similarity": 0}
     raw = {
         "name": "prueba",
         "model": {"base": "smollm2-135m"},
         "data": {"cpt": [{"path": str(arguments.input)}], "cleaning": cleaning},
         "training": {"cpt": stage, "sft": {**stage, "enabled": False}},
     }
-    shards = prepare(
-        parse(raw, origin="prueba"),
-        "cpt",
-        encode_arrays=tokenizer.encode_arrays,
-        tokenizer_sha256=tokenizer.sha256,
-        prefix_ids=[1],
-        eos_id=2,
-        processes=arguments.processes,
+    config = parse(raw, origin="prueba")
+    return timed(
+        lambda: prepare(
+            config,
+            "cpt",
+            encode_arrays=tokenizer.encode_arrays,
+            tokenizer_sha256=tokenizer.sha256,
+            prefix_ids=[1],
+            eos_id=2,
+            processes=1,
+        )
     )
-    digest = hashlib.sha256()
-    for source in shards.sources:
-        digest.update(source.ids.tobytes())
-    return sum(source.n_bytes for source in shards.sources), digest.hexdigest()[:16]
 
 
-def cpu_seconds() -> float:
-    """Of this process and of those that ended."""
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, kinds))
+def elchat_exact(arguments: argparse.Namespace) -> float:
+    """Everything but the near duplicates."""
+    return elchat_all(arguments, near=False)
+
+
+def datatrove_read(arguments: argparse.Namespace) -> float:
+    """Its JsonlReader."""
+    return pipeline(arguments, [])
+
+
+def datatrove_encode(arguments: argparse.Namespace) -> float:
+    """JsonlReader and DocumentTokenizer."""
+    return pipeline(arguments, [], encodes=True)
+
+
+def datatrove_all(arguments: argparse.Namespace) -> float:
+    """FTFY, Gopher repetition and quality, MinHash signatures, DocumentTokenizer.
+
+    No language filter (its model is a download), and of the four MinHash passes only the first.
+    """
+    from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
+    from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
+    from datatrove.pipeline.formatters import FTFYFormatter
+
+    steps = [
+        FTFYFormatter(),
+        GopherRepetitionFilter(language=LANGUAGE),
+        GopherQualityFilter(language=LANGUAGE, min_stop_words=None),
+        Tee(MinhashDedupSignature(str(arguments.folder / "minhash"), language=LANGUAGE)),
+    ]
+    return pipeline(arguments, steps, encodes=True)
+
+
+class Tee:
+    """A step that keeps what it is given, where another must also read it."""
+
+    def __init__(self, step: Any) -> None:
+        self.step = step
+
+    def __call__(self, data: Iterator[Any], rank: int, world_size: int) -> Iterator[Any]:
+        documents = list(data)
+        self.step(iter(documents), rank, world_size)
+        return iter(documents)
+
+
+def pipeline(arguments: argparse.Namespace, steps: list[Any], encodes: bool = False) -> float:
+    """Run datatrove's steps in this process, as its executor does for a task."""
+    from collections import deque
+
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+    from datatrove.utils.logging import logger
+
+    logger.remove()
+    steps = [
+        JsonlReader(str(arguments.input.parent), glob_pattern=arguments.input.name),
+        *steps,
+    ]
+    if encodes:
+        target, tokenizer = str(arguments.folder / "tokens"), str(arguments.tokenizer)
+        made = DocumentTokenizer(target, tokenizer, eos_token=EOS, shuffle_documents=False)
+        assert made.tokenizer is not None  # loaded before the clock starts
+        steps.append(made)
+
+    def run() -> None:
+        data: Any = None
+        for step in steps:
+            data = step(data, 0, 1)
+        if data is not None:
+            deque(data, maxlen=0)
+
+    return timed(run)
+
+
+def datasets_encode(arguments: argparse.Namespace) -> float:
+    """load_dataset("json") and map(batched=True) with the same tokenizer, to its arrow cache."""
+    from datasets import disable_progress_bars, load_dataset
+    from tokenizers import Tokenizer
+
+    disable_progress_bars()
+    tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
+
+    def encode(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        made = tokenizer.encode_batch_fast(rows["text"], add_special_tokens=False)
+        return {"ids": [one.ids for one in made]}
+
+    def run() -> None:
+        files, cache = str(arguments.input), str(arguments.folder)
+        rows = load_dataset("json", data_files=files, cache_dir=cache, split="train")
+        rows.map(encode, batched=True, remove_columns=rows.column_names)
+
+    return timed(run)
+
+
+WORKS: dict[str, Callable[[argparse.Namespace], float]] = {
+    "leer: elchat": elchat_read,
+    "leer: datatrove": datatrove_read,
+    "leer y codificar: elchat": elchat_encode,
+    "leer y codificar: datatrove": datatrove_encode,
+    "leer y codificar: datasets.map": datasets_encode,
+    "todo: elchat": elchat_all,
+    "todo, sin casi duplicados: elchat": elchat_exact,
+    "todo (lo suyo): datatrove": datatrove_all,
+}
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Seconds it takes."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def main() -> int:
+    """Measure every work in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--input", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--mb", type=float, default=16.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", action="append", choices=list(WORKS))
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(WORKS[arguments.work[0]](arguments)))
+        return 0
+    names = arguments.work or list(WORKS)
+    speeds: dict[str, list[float]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder, "texto", "textos.jsonl")
+        n_bytes = take(arguments.input, text, arguments.mb * 1e6)
+        digest = hashlib.sha256(text.read_bytes()).hexdigest()[:16]
+        for _ in range(arguments.rounds):
+            for name in names:
+                speeds[name].append(n_bytes / 1e6 / measure(name, text, arguments.tokenizer))
+                print(f"{name}: {speeds[name][-1]:.2f} MB/s", file=sys.stderr, flush=True)
+    show(speeds)
+    facts = {"mb": round(n_bytes / 1e6, 2), "text": digest, "load": os.getloadavg()}
+    print(json.dumps({"benchmark": "prepare", **facts, "mb_s": speeds}, ensure_ascii=False))
+    return 0
+
+
+def take(source: Path, target: Path, n_bytes: float) -> int:
+    """The first lines of a jsonl up to so many bytes of text, plain; how many there are."""
+    target.parent.mkdir()
+    held = 0
+    opened: Any = gzip.open if source.suffix == ".gz" else open
+    with opened(source, "rt", encoding="utf-8") as lines, open(target, "w") as kept:
+        for line in lines:
+            text = json.loads(line)["text"]
+            kept.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            held += len(text.encode())
+            if held >= n_bytes:
+                break
+    return held
+
+
+def measure(name: str, text: Path, tokenizer: Path) -> float:
+    """Seconds of one work in a process of its own, on one core."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.bench_prepare", "--child", "--work", name]
+        command += ["--input", str(text), "--tokenizer", str(tokenizer.resolve())]
+        one = dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
+        env = os.environ | one | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [*command, "--folder", folder],
+            env=env,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+            preexec_fn=on_one_core,
+        )
+    return float(done.stdout.splitlines()[-1])
+
+
+def on_one_core() -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def show(speeds: dict[str, list[float]]) -> None:
+    width = max(map(len, speeds)) + 2
+    print(f"{'MB/s de un núcleo':{width}}{'mediana':>9}{'mín–máx':>16}")
+    for name, found in speeds.items():
+        spread = f"{min(found):.2f}–{max(found):.2f}"
+        print(f"{name:{width}}{statistics.median(found):>9.2f}{spread:>16}")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ COMMANDS: Mapping[str, str] = {
     "runs": "Lista las ejecuciones de esta máquina.",
     "report": "Escribe el informe de una ejecución, o compara varias.",
     "export": "Exporta un modelo a Hugging Face, GGUF u Ollama.",
-    "data": "Enseña lo que verá el modelo: tokens, máscara y empaquetado.",
+    "data": "Prepara los datos y enseña lo que verá el modelo.",
     "chat": "Conversa en la terminal con el resultado.",
     "serve": "Sirve la página y la API, compatible con la de OpenAI.",
     "eval": "Mide un modelo con tareas en español y bits por byte.",

@@ -128,6 +128,7 @@ def plan(config: Config, *, is_measured: bool = False) -> dict[str, Any]:
         local = estimate.on_cpu(config, shape, cores=cores, peak_tflops=peak, measured=known)
     return {
         "is_measured": footprint is not None,
+        "cpu_path": footprint["cpu_path"] if footprint else None,
         "gpu_memory": rented,
         "config": config,
         "sources": found,
@@ -181,6 +182,7 @@ def plan_json(made: dict[str, Any]) -> dict[str, Any]:
         "sources": [asdict(item) for item in made["sources"]],
         "n_params": shape.n_params if shape else None,
         "is_memory_measured": made["is_measured"],
+        "cpu_path": made["cpu_path"],
         "prices_observed": estimate.PRICES_OBSERVED,
         "offers": [_offer_json(item) for item in made["offers"]],
         "local": (asdict(local) | {"memory_bytes": local.memory.total}) if local else None,

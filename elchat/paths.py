@@ -26,6 +26,11 @@ def shards_dir() -> Path:
     return home() / "shards"
 
 
+def spool_dir() -> Path:
+    """Cleaned text of large corpora, before it becomes shards."""
+    return home() / "spool"
+
+
 def native_dir() -> Path:
     """Compiled kernels (ELCHAT_NATIVE_DIR puts them elsewhere, to share them between homes)."""
     return Path(os.environ.get("ELCHAT_NATIVE_DIR") or home() / "native").expanduser().absolute()

@@ -14,7 +14,7 @@ import torch
 from elchat import checkpoint, hub, rental, report
 from elchat.config import Config, StageSection
 from elchat.data.loader import Batch, PackedLoader, heldout_batches
-from elchat.data.prepare import PreparationStopped, Progress, prepare
+from elchat.data.prepare import Executor, PreparationStopped, Progress, prepare
 from elchat.data.shards import ShardSet, TokenSource
 from elchat.engine import Engine
 from elchat.errors import ConfigError, ElchatError, ModelError
@@ -375,8 +375,10 @@ def make_shards(
     *,
     progress: Progress,
     should_stop: Callable[[], bool] | None = None,
+    processes: int | None = None,
+    executor: Executor | None = None,
 ) -> ShardSet:
-    """Tokenise a stage's data as a model's vocabulary and chat format ask."""
+    """Tokenise a stage's data as a model's vocabulary and chat format ask (see `prepare`)."""
     return prepare(
         config,
         stage,
@@ -388,6 +390,8 @@ def make_shards(
         render_fingerprint=sha256_json(loaded.chat.jinja_template()),
         progress=progress,
         should_stop=should_stop,
+        processes=processes,
+        executor=executor,
     )
 
 

@@ -40,7 +40,7 @@ def write_texts(folder: Path) -> None:
             handle.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
 
 
-def raw_config(folder: Path, **stage: Any) -> dict[str, Any]:
+def raw_config(folder: Path, *, precision: str = "fp32", **stage: Any) -> dict[str, Any]:
     """A configuration over `folder`'s toy model and texts; `stage` overrides both stages."""
     common = {
         "context_tokens": 64,
@@ -68,7 +68,7 @@ def raw_config(folder: Path, **stage: Any) -> dict[str, Any]:
                 "near_duplicate_similarity": 0.0,
             },
         },
-        "training": {"precision": "fp32", "micro_batch_rows": 2, "cpt": common, "sft": common},
+        "training": {"precision": precision, "micro_batch_rows": 2, "cpt": common, "sft": common},
         "checkpoints": {"every_steps": 3},
         "evaluation": {
             "every_steps": 5,
@@ -81,9 +81,9 @@ def raw_config(folder: Path, **stage: Any) -> dict[str, Any]:
     }
 
 
-def prepare(folder: Path) -> None:
-    """Write the toy model and texts once."""
-    save_hf(toys.loaded("smollm"), folder / "base", dtype=torch.float32)
+def prepare(folder: Path, **shape: Any) -> None:
+    """Write the toy model and texts once; with `head_dim=64` the training kernels take it."""
+    save_hf(toys.loaded("smollm", **shape), folder / "base", dtype=torch.float32)
     write_texts(folder)
 
 

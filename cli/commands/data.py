@@ -1,4 +1,7 @@
-"""elchat data: what the model will see. The work is `python -m scripts.data_view`."""
+"""elchat data: what the model will see, and making it ready beforehand.
+
+The work is `python -m scripts.data_view` and `python -m scripts.prepare_data`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import typer
 
 from cli.spanish import SpanishCommand, new_app
 
-app = new_app("Enseña lo que verá el modelo: tokens, máscara y empaquetado.")
+app = new_app("Prepara los datos y enseña lo que verá el modelo.")
 
 Html = Annotated[
     Path | None, typer.Option(metavar="ARCHIVO", help="Escribir una página en vez de texto.")
@@ -59,6 +62,37 @@ def mask(
 ) -> None:
     """Enseña qué tokens de una conversación se aprenden."""
     _run("mask", source, {"-n": count, "--context": context, "--model": model}, html)
+
+
+@app.command(cls=SpanishCommand)
+def prepare(
+    config: Annotated[str, typer.Argument(metavar="CONFIGURACIÓN", help="Nombre o archivo YAML.")],
+    stage: Annotated[str | None, typer.Option(metavar="cpt|sft", help="Solo esta etapa.")] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Procesos que limpian; por defecto, los núcleos."),
+    ] = None,
+    datatrove: Annotated[
+        bool, typer.Option("--datatrove", help="Limpiar con los ejecutores de datatrove.")
+    ] = False,
+    tasks: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Tareas en que datatrove lo reparte.")
+    ] = None,
+) -> None:
+    """Prepara los datos de una configuración, sin entrenar.
+
+    Entrenar después los encuentra hechos. Si se corta, la misma orden continúa.
+    """
+    from cli import preflight
+    from cli.processes import run_script
+
+    _check_stage(stage)
+    words = [] if stage is None else ["--stage", stage]
+    words += [] if processes is None else ["--processes", str(processes)]
+    words += ["--datatrove"] if datatrove else []
+    words += [] if tasks is None else ["--tasks", str(tasks)]
+    path = preflight.find_config(Path(config).expanduser())
+    raise typer.Exit(run_script("scripts.prepare_data", *words, "--", str(path.absolute())))
 
 
 def _check_stage(stage: str | None) -> None:

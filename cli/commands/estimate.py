@@ -121,6 +121,7 @@ def _show_local(made: dict[str, Any]) -> None:
         "En la CPU de esta máquina (previsión; la velocidad real se mide al empezar)",
         [
             ("núcleos", str(local.cores)),
+            *([("cálculo", made["cpu_path"])] if made["cpu_path"] else []),
             ("memoria", _size(local.memory)),
             ("tokens/s", output.number(local.tokens_per_s)),
             ("duración", time_text),

@@ -95,7 +95,7 @@ class CleaningPool:
         """
         Cleaner(self._section, language)  # refuses an unknown language before anything starts
         if self.processes <= 1:
-            job = _Job(self._section, language, self._with_sketch)
+            job = CleaningJob(self._section, language, self._with_sketch)
             for document in documents:
                 yield document, job.clean(document.text)
             return
@@ -148,7 +148,7 @@ class CleaningPool:
         return answer
 
 
-class _Job:
+class CleaningJob:
     """Cleans the texts of one language."""
 
     def __init__(self, section: CleaningSection, language: str, with_sketch: bool) -> None:
@@ -189,13 +189,13 @@ def main() -> int:
     """Clean what comes through standard input until it ends."""
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not land among the answers
-    jobs: dict[str, _Job] = {}
+    jobs: dict[str, CleaningJob] = {}
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
         section, with_sketch = pickle.load(source)
         while True:
             language, texts = pickle.load(source)
             try:
-                job = jobs.setdefault(language, _Job(section, language, with_sketch))
+                job = jobs.setdefault(language, CleaningJob(section, language, with_sketch))
                 answer: Any = [job.clean(text) for text in texts]
             except Exception as error:  # the parent raises it
                 answer = error

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -23,7 +23,7 @@ import numpy as np
 from elchat import paths
 from elchat.config import Config, SourceSection
 from elchat.data.clean import Cleaner, describe_counts
-from elchat.data.cleaning_pool import CleaningPool, process_count
+from elchat.data.cleaning_pool import Cleaned, CleaningPool, process_count
 from elchat.data.conversations import (
     Fitter,
     Render,
@@ -35,13 +35,15 @@ from elchat.data.dedup import Deduplicator
 from elchat.data.encoding import DocumentEncoder, EncodeArrays, frame
 from elchat.data.heldout import HeldOutSplitter, Item, cut_tail
 from elchat.data.shards import FORMAT_VERSION, MANIFEST, ShardSet, ShardWriter
-from elchat.data.sources import Conversation, SourceReader, describe
+from elchat.data.sources import Conversation, Document, SourceReader, describe
+from elchat.data.spool import Piece, Spool
 from elchat.data.supervision import nothing_to_learn, require_mixed
 from elchat.errors import DataError, ElchatError
 from elchat.files import fsync_dir, require_free_space, sha256_json, write_json
 
 Stage = Literal["cpt", "sft"]
 Progress = Callable[[int, int, str], None]
+Executor = Callable[[Spool, list[Piece]], None]
 
 CODE_VERSION = 2  # raise it whenever the same input would give other tokens
 BATCH_CHARS = 1 << 20
@@ -68,6 +70,7 @@ def prepare(
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
     processes: int | None = None,
+    executor: Executor | None = None,
 ) -> ShardSet:
     """Tokenise a stage's data once; the same data, settings and tokenizer open the same folder.
 
@@ -89,6 +92,8 @@ def prepare(
         should_stop: polled between documents.
         processes: that clean documents; by default one per core as far as there is text for
             them. The shards are the same whatever the number.
+        executor: cleans pieces of the texts elsewhere before they are read here (see
+            `datatrove_jobs`); whatever it leaves undone is cleaned here.
 
     Raises:
         DataError: unusable input, nothing left after cleaning, nothing supervised.
@@ -114,6 +119,10 @@ def prepare(
     job.open_pool(process_count(processes, needed // SHARD_BYTES_PER_TEXT_BYTE))
     require_free_space(final, needed, "los datos preparados")
     _sweep_temporaries(final)
+    if stage == "cpt" and (executor is not None or paths.spool_dir().exists()):
+        job.plan_pieces(readers)
+    if executor is not None:
+        executor(job.spool, [piece for pieces in job.pieces.values() for piece in pieces])
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
         job.run(readers, temporary, key)
@@ -165,6 +174,9 @@ class _Job:
         self.total_bytes = self.done_bytes = 0
         similarity = config.data.cleaning.near_duplicate_similarity if stage == "cpt" else 0.0
         self.duplicates = Deduplicator(similarity)
+        self.spool = Spool(config.data.cleaning, self.duplicates.finds_near)
+        self.identities: dict[tuple[str, int], list[str]] = {}
+        self.pieces: dict[SourceReader, list[Piece]] = {}
         self.writers: dict[str, ShardWriter] = {}
         self.entries: dict[str, dict[str, Any]] = {}
         self.tallies: list[_Tally] = []
@@ -199,10 +211,13 @@ class _Job:
         data = self.config.data
         is_cpt = self.stage == "cpt"
         inputs = []
-        for role, _, reader in readers:
+        for role, index, reader in readers:
             self._check_stop()
+            identities = [file.identity() for file in reader.files]
+            self.identities[role, index] = identities
             settings = {k: v for k, v in reader.source.model_dump().items() if k not in ignored}
-            files = [[Path(f.name).name, f.identity()] for f in reader.files]
+            names = [Path(file.name).name for file in reader.files]
+            files = [list(pair) for pair in zip(names, identities, strict=True)]
             inputs.append({"role": role, "settings": settings, "files": files})
         return sha256_json(
             {
@@ -219,6 +234,12 @@ class _Job:
                 "context": None if is_cpt else self.config.training.sft.context_tokens,
             }
         )
+
+    def plan_pieces(self, readers: list[tuple[str, int, SourceReader]]) -> None:
+        """Find out which pieces the training texts are made of."""
+        for role, index, reader in readers:
+            if role == "train":
+                self.pieces[reader] = self.spool.pieces(reader, self.identities[role, index])
 
     def run(self, readers: list[tuple[str, int, SourceReader]], folder: Path, key: str) -> None:
         """Write every split and the manifest into `folder`."""
@@ -280,11 +301,13 @@ class _Job:
         return self._documents(reader, tally) if self.stage == "cpt" else self._chats(reader, tally)
 
     def _documents(self, reader: SourceReader, tally: _Tally) -> Iterator[Item[Any]]:
-        dropped_lines = 0
-        with contextlib.closing(
-            self.cleaning.clean(self._watched(reader), reader.source.language)
-        ) as stream:
-            for raw, cleaned in stream:
+        dropped_lines, pieces = 0, self.pieces.get(reader, [])
+
+        def clean(documents: Iterator[Document]) -> Iterator[tuple[Document, Cleaned]]:
+            return self.cleaning.clean(documents, reader.source.language)
+
+        with contextlib.closing(self.spool.read(reader, pieces, clean)) as stream:
+            for licence, cleaned in self._watched(stream):
                 tally.documents_read += 1
                 tally.removed.update(cleaned.counts)
                 if cleaned.text is None:
@@ -292,7 +315,7 @@ class _Job:
                 dropped_lines += cleaned.boilerplate_lines
                 reason = self.duplicates.judge(cleaned.digest, cleaned.sketch)
                 if reason is None:
-                    yield Item(raw.licence, cleaned.text, cleaned.n_bytes)
+                    yield Item(licence, cleaned.text, cleaned.n_bytes)
                 else:
                     tally.removed[reason] += 1
         if dropped_lines:
@@ -311,12 +334,12 @@ class _Job:
             payload = Conversation(messages, raw.language, raw.licence, raw.origin)
             yield Item(payload, text, len(text.encode("utf-8")))
 
-    def _watched(self, reader: SourceReader) -> Iterator[Any]:
-        """What a reader gives, looking now and then whether to stop."""
-        for number, raw in enumerate(reader):
+    def _watched(self, stream: Iterable[Any]) -> Iterator[Any]:
+        """What a stream gives, looking now and then whether to stop."""
+        for number, item in enumerate(stream):
             if number % 64 == 0:
                 self._check_stop()
-            yield raw
+            yield item
 
     def splitter(self, role: str, source: SourceSection) -> HeldOutSplitter[Any]:
         """This source's part of its language's held-out text."""

@@ -14,8 +14,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +25,9 @@ from elchat.chat_format import validate_messages
 from elchat.config import SourceSection
 from elchat.errors import DataError
 from elchat.files import sha256_file
+
+if TYPE_CHECKING:
+    from elchat.data.slices import Slice
 
 Kind = Literal["cpt", "sft"]
 Format = Literal["text", "jsonl", "parquet"]
@@ -90,6 +94,7 @@ class SourceReader:
         files: what the source resolved to, in reading order.
         total_bytes: stored bytes to read (an upper bound when `max_mb` is set).
         bytes_read: stored bytes read so far.
+        limit: bytes of text to read at most (`max_mb`), or None.
 
     Raises:
         DataError: on construction if nothing is there; while iterating if a file is unusable.
@@ -99,9 +104,10 @@ class SourceReader:
         self.source = source
         self.kind = kind
         self.files = resolve(source)
-        self.total_bytes = sum(file.size_bytes for file in self.files)
+        self._starts = [0, *accumulate(file.size_bytes for file in self.files)]
+        self.total_bytes = self._starts[-1]
         self.bytes_read = 0
-        self._limit = None if source.max_mb is None else int(source.max_mb * BYTES_PER_MB)
+        self.limit = None if source.max_mb is None else int(source.max_mb * BYTES_PER_MB)
         self._text_bytes = 0
         self._finished_bytes = 0
 
@@ -109,35 +115,56 @@ class SourceReader:
         has_text = False
         for item in self._items():
             size = text_bytes(item)
-            if self._limit is not None and self._text_bytes + size > self._limit:
+            if self.limit is not None and self._text_bytes + size > self.limit:
                 if self._text_bytes or not isinstance(item, Document):
                     break
-                item = _cut(item, self._limit)
+                item = _cut(item, self.limit)
                 size = text_bytes(item)
             self._text_bytes += size
             has_text = has_text or size > 0
             yield item
-            if self._limit is not None and self._text_bytes >= self._limit:
+            if self.limit is not None and self._text_bytes >= self.limit:
                 break
         self.bytes_read = self.total_bytes
         if not has_text:
-            what = "texto" if self.kind == "cpt" else "conversaciones"
-            raise DataError(
-                f"La fuente {describe(self.source)} no contiene {what}: "
-                f"{len(self.files)} archivo(s) y ni un carácter que leer."
-            )
+            raise self.no_text()
+
+    def documents(self, part: Slice) -> Iterator[Document]:
+        """The documents of a slice, whatever `limit` says."""
+        for i in range(part.first, part.last):
+            self._finished_bytes = self._starts[i]
+            for origin, row in self._rows(self.files[i], part.begin, part.end):
+                yield self._document(origin, row)
+
+    def end_of(self, part: Slice) -> int:
+        """Stored bytes up to the end of a slice."""
+        file = self.files[part.first]
+        if part.end is None or file.format != "jsonl":
+            return self._starts[part.last]
+        return self._starts[part.first] + part.end
+
+    def no_text(self) -> DataError:
+        """The error for a source without a character to read."""
+        what = "texto" if self.kind == "cpt" else "conversaciones"
+        return DataError(
+            f"La fuente {describe(self.source)} no contiene {what}: "
+            f"{len(self.files)} archivo(s) y ni un carácter que leer."
+        )
 
     def _items(self) -> Iterator[Document | Conversation]:
-        for file in self.files:
+        for start, file in zip(self._starts, self.files, strict=False):
+            self._finished_bytes = start
             for origin, row in self._rows(file):
                 if self.kind == "cpt":
                     yield self._document(origin, row)
                 else:
                     yield self._conversation(origin, row)
-            self._finished_bytes += file.size_bytes
-            self.bytes_read = self._finished_bytes
+            self.bytes_read = start + file.size_bytes
 
-    def _rows(self, file: InputFile) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _rows(
+        self, file: InputFile, begin: int = 0, end: int | None = None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Rows of a file, or of a part of it (see `slices.Slice`)."""
         if file.format == "text":
             if self.kind == "sft":
                 raise DataError(
@@ -146,15 +173,21 @@ class SourceReader:
                 )
             yield file.name, {self.source.field: _decode(_read_all(file), file.name)}
         elif file.format == "jsonl":
-            yield from self._jsonl_rows(file)
+            yield from self._jsonl_rows(file, begin, end)
         else:
-            yield from self._parquet_rows(file)
+            yield from self._parquet_rows(file, begin, end)
 
-    def _jsonl_rows(self, file: InputFile) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _jsonl_rows(
+        self, file: InputFile, begin: int, end: int | None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        since = f" desde el byte {begin}" if begin else ""
         with file.open() as stored:
             lines: Any = gzip.GzipFile(fileobj=stored) if file.is_gzip else stored
+            if begin:
+                stored.seek(begin - 1)
+                stored.readline()  # begun in the part before
             number = 0
-            while True:
+            while end is None or stored.tell() < end:
                 try:
                     line = lines.readline()
                 except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -163,12 +196,14 @@ class SourceReader:
                     return
                 number += 1
                 self.bytes_read = self._finished_bytes + stored.tell()
-                where = f"{file.name}, línea {number}"
+                where = f"{file.name}, línea {number}{since}"
                 text = _decode(line, where)
                 if text.strip():
                     yield where, _parse_line(text, where)
 
-    def _parquet_rows(self, file: InputFile) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _parquet_rows(
+        self, file: InputFile, begin: int, end: int | None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         column = self._column
         with file.open() as stored:
             try:
@@ -178,8 +213,9 @@ class SourceReader:
                     raise _missing_column(file.name, column, names, self.kind)
                 columns = [column, *(c for c in ("licence", "license") if c in names)]
                 groups = max(1, parquet.num_row_groups)
-                number = 0
-                for group in range(parquet.num_row_groups):
+                about = parquet.metadata
+                number = sum(about.row_group(group).num_rows for group in range(begin))
+                for group in range(begin, about.num_row_groups if end is None else end):
                     batches = parquet.iter_batches(
                         batch_size=PARQUET_BATCH_ROWS, row_groups=[group], columns=columns
                     )

@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from pathlib import Path
+
+from torch import Tensor
 
 from elchat.native.builder import Source, attempt, typed
 
 VERSION = 1
 
-_pointer, _int32, _int64, _float = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+_int32, _int64, _float = ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+
+
+class _Tensor:
+    """What a C function takes as a pointer: a contiguous tensor, by its first element."""
+
+    @classmethod
+    def from_param(cls, tensor: Tensor) -> ctypes.c_void_p:
+        return ctypes.c_void_p(tensor.data_ptr())
 
 
 class TrainLibrary:
@@ -23,24 +34,31 @@ class TrainLibrary:
         dll = ctypes.CDLL(str(path))
         if dll.elchat_train_version() != VERSION:
             raise OSError("este procesador no multiplica en bf16")
-        self.norm = typed(dll.elchat_norm, None, *[_pointer] * 4, _int64, _int32, _float)
+        self.norm = typed(dll.elchat_norm, None, *[_Tensor] * 4, _int64, _int32, _float)
         self.norm_back = typed(
-            dll.elchat_norm_back, None, *[_pointer] * 6, _int64, _int32, _int32
+            dll.elchat_norm_back, None, *[_Tensor] * 6, _int64, _int32, _int32
         )  # fmt: skip
-        self.swiglu = typed(dll.elchat_swiglu, None, *[_pointer] * 3, _int64)
-        self.swiglu_back = typed(dll.elchat_swiglu_back, None, *[_pointer] * 5, _int64)
+        self.swiglu = typed(dll.elchat_swiglu, None, *[_Tensor] * 3, _int64)
+        self.swiglu_back = typed(dll.elchat_swiglu_back, None, *[_Tensor] * 5, _int64)
         self.rotate = typed(
-            dll.elchat_rotate, None, *[_pointer] * 4, _int64, _int32, _int32, _int64, _float
+            dll.elchat_rotate, None, *[_Tensor] * 4, _int64, _int32, _int32, _int64, _float
         )  # fmt: skip
         self.attend = typed(
             dll.elchat_attend, None,
-            *[_pointer] * 4, _int32, _int64, *[_int32] * 3, *[_pointer] * 2,
+            *[_Tensor] * 4, _int32, _int64, *[_int32] * 3, *[_Tensor] * 2,
         )  # fmt: skip
         self.attend_back = typed(
             dll.elchat_attend_back, None,
-            *[_pointer] * 7, _int32, _int64, *[_int32] * 3, *[_pointer] * 3,
+            *[_Tensor] * 7, _int32, _int64, *[_int32] * 3, *[_Tensor] * 3,
         )  # fmt: skip
-        self.loss = typed(dll.elchat_loss, None, *[_pointer] * 3, _int64, _int64)
+        self.loss = typed(dll.elchat_loss, None, *[_Tensor] * 3, _int64, _int64)
+
+
+class DryLibrary:
+    """Stands in for the library where tensors hold no data: every function does nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: None
 
 
 def load() -> TrainLibrary | None:

@@ -47,7 +47,10 @@ def settle(
         if parallel.is_main:
             plan.save()
     if plan.blocks == "fused":
-        fused.fuse(model)
+        if reason := fused.why_not(model.config):  # another machine than the one that chose
+            log(f"los núcleos con que empezó no están ({reason}): sigue en torch")
+        else:
+            fused.fuse(model)
     elif plan.blocks == "compiled":
         compiled.compile_blocks(model)
 
@@ -65,9 +68,7 @@ def _choose(
     device, is_alone = plan.compute.device, parallel.world == 1
     if device == "cpu" and plan.compute.precision == "bf16" and compute.compile != "always":
         reason = fused.why_not(model.config)
-        if not is_alone:  # not proven there yet
-            reason = "entrenan varios procesos"
-        gain = fused.gain(model) if reason is None else 0.0
+        gain = fused.gain(model.config) if reason is None else 0.0
         text = f"van a {gain:.2f}×" if reason is None else f"no: {reason}"
         log(f"núcleos propios entre los productos: {text}")
         if gain >= FUSED_WORTH:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 from elchat.config import StageSection
 from elchat.gpt import GPT
 from elchat.model_config import GPTConfig
+from elchat.native.train_library import DryLibrary
+from elchat.training import fused
 from elchat.training.adapters import add_adapters, freeze
 from elchat.training.device import ComputePlan
 from elchat.training.loss import summed_over_rows
@@ -88,12 +91,14 @@ def measure(
     rows: int,
     precision: str,
     checkpointed: bool,
+    on_kernels: bool = False,
 ) -> Footprint:
     """Peak of one device that trains `shape` alone; nothing is allocated.
 
     Args:
         rows: sequences in one pass.
         precision: "fp32", or "bf16" for autocast over fp32 weights.
+        on_kernels: the layers run on the kernels of `fused`, in bf16.
 
     The attention is plain causal and every position is supervised: what training does at most.
     """
@@ -104,6 +109,8 @@ def measure(
         model.uses_activation_checkpointing = checkpointed
         freeze(model, settings.frozen)
         add_adapters(model, settings.adapter, seed=0)
+        if on_kernels:
+            fused.fuse(model, DryLibrary())
         optimizer = build_optimizer(model, settings)
         trained = [p for p in model.parameters() if p.requires_grad]
         tracker = _PeakTracker()
@@ -113,20 +120,27 @@ def measure(
             optimizer.step()
             if settings.batch_tokens <= rows * settings.context_tokens:
                 optimizer.zero_grad()  # one micro-batch: gradients are born in its backward pass
-            _pass(model, compute, rows, settings.context_tokens)
+            _pass(model, compute, rows, settings.context_tokens, on_kernels)
             torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm)
             optimizer.step()
     return _by_kind(tracker)
 
 
-def _pass(model: GPT, compute: ComputePlan, rows: int, context_tokens: int) -> None:
+def _pass(
+    model: GPT, compute: ComputePlan, rows: int, context_tokens: int, on_kernels: bool
+) -> None:
     """Forward and backward over one micro-batch."""
+    head_loss = partial(fused.head_loss, lib=DryLibrary()) if on_kernels else None
     ids_BT = torch.zeros(rows, context_tokens, dtype=torch.long)
     with compute.autocast():
         hidden_BTC = model.hidden(ids_BT, positions_BT=torch.zeros_like(ids_BT))
         everywhere = torch.arange(rows * context_tokens)
         loss = summed_over_rows(
-            hidden_BTC.flatten(0, 1), model.head_weight_VC, ids_BT.flatten(), everywhere
+            hidden_BTC.flatten(0, 1),
+            model.head_weight_VC,
+            ids_BT.flatten(),
+            everywhere,
+            head_loss=head_loss,
         )
     (loss / (rows * context_tokens)).backward()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from torch import Tensor
 from elchat.gpt import GPT, MLP, Attention, AttentionPlan, KVCache, RMSNorm
 from elchat.model_config import GPTConfig
 from elchat.native import train_library
-from elchat.native.train_library import TrainLibrary
+from elchat.native.train_library import DryLibrary, TrainLibrary
 
+Library = TrainLibrary | DryLibrary
 LANES = 16
 TRIAL_TOKENS, TRIAL_PASSES = 512, 4
 NORM_PARTS = 16  # partial sums of a norm's gradient; fixed, so that threads change no bit
@@ -35,9 +37,13 @@ def why_not(config: GPTConfig) -> str | None:
     return train_library.why_not()
 
 
-def fuse(model: GPT) -> None:
-    """Put the kernels in place of norms, attention and SwiGLU of a model that `why_not` admits."""
-    lib = train_library.load()
+def fuse(model: GPT, lib: Library | None = None) -> None:
+    """Put the kernels in place of norms, attention and SwiGLU of a model that `why_not` admits.
+
+    Args:
+        lib: by default the compiled one.
+    """
+    lib = lib or train_library.load()
     assert lib is not None, train_library.why_not()
     for module in model.modules():
         if isinstance(module, RMSNorm):
@@ -59,10 +65,15 @@ def is_active(model: GPT, x: Tensor) -> bool:
     return "forward" in model.model.norm.__dict__ and _is_bf16_now(x)
 
 
-def gain(model: GPT) -> float:
-    """Time of a plain block over a fused one's, forward and backward: the best of a few passes."""
+def gain(config: GPTConfig) -> float:
+    """Time of a plain block over a fused one's, forward and backward: the best of a few passes.
+
+    The block is one of its own: the run's model may be in pieces over several processes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = GPT(replace(config, n_layers=1, vocab_size=LANES))
     block = model.model.layers[0]
-    x_BTC = torch.zeros(1, TRIAL_TOKENS, model.config.d_model, requires_grad=True)
+    x_BTC = torch.zeros(1, TRIAL_TOKENS, config.d_model, requires_grad=True)
     plan = model.plan(torch.zeros(1, TRIAL_TOKENS, dtype=torch.long))
 
     def run() -> float:
@@ -73,10 +84,7 @@ def gain(model: GPT) -> float:
 
     plain_s = min(run() for _ in range(TRIAL_PASSES))
     fuse(model)
-    fused_s = min(run() for _ in range(TRIAL_PASSES))
-    undo(model)
-    model.zero_grad(set_to_none=True)
-    return plain_s / fused_s
+    return plain_s / min(run() for _ in range(TRIAL_PASSES))
 
 
 def _is_bf16_now(x: Tensor) -> bool:
@@ -87,14 +95,14 @@ def _is_bf16_now(x: Tensor) -> bool:
     )
 
 
-def _norm(lib: TrainLibrary, module: RMSNorm, x_BTC: Tensor) -> Tensor:
+def _norm(lib: Library, module: RMSNorm, x_BTC: Tensor) -> Tensor:
     if not _is_bf16_now(x_BTC):
         return RMSNorm.forward(module, x_BTC)
     y_BTC: Tensor = _Norm.apply(x_BTC.float(), module.weight.float(), module.eps, lib)
     return y_BTC
 
 
-def _mlp(lib: TrainLibrary, module: MLP, x_BTC: Tensor) -> Tensor:
+def _mlp(lib: Library, module: MLP, x_BTC: Tensor) -> Tensor:
     if not _is_bf16_now(x_BTC):
         return MLP.forward(module, x_BTC)
     gate, up = module.gate_proj(x_BTC), module.up_proj(x_BTC)
@@ -104,7 +112,7 @@ def _mlp(lib: TrainLibrary, module: MLP, x_BTC: Tensor) -> Tensor:
 
 
 def _attention(
-    lib: TrainLibrary,
+    lib: Library,
     module: Attention,
     x_BTC: Tensor,
     plan: AttentionPlan,
@@ -133,15 +141,20 @@ class _Norm(torch.autograd.Function):
     """RMSNorm of fp32 states to bf16."""
 
     @staticmethod
-    def forward(ctx: Any, x_BTC: Tensor, weight_C: Tensor, eps: float, lib: TrainLibrary) -> Tensor:
+    def forward(ctx: Any, x_BTC: Tensor, weight_C: Tensor, eps: float, lib: Library) -> Tensor:
         x_BTC, width = x_BTC.contiguous(), x_BTC.shape[-1]
         n = x_BTC.numel() // width
         y_BTC = torch.empty_like(x_BTC, dtype=torch.bfloat16)
         inverse_N = torch.empty(n)
         lib.norm(
-            x_BTC.data_ptr(), weight_C.data_ptr(), y_BTC.data_ptr(), inverse_N.data_ptr(),
-            n, width, eps,
-        )  # fmt: skip
+            x_BTC,
+            weight_C,
+            y_BTC,
+            inverse_N,
+            n,
+            width,
+            eps,
+        )
         ctx.save_for_backward(x_BTC, weight_C, inverse_N)
         ctx.lib = lib
         return y_BTC
@@ -152,9 +165,16 @@ class _Norm(torch.autograd.Function):
         dy_BTC, width = dy_BTC.contiguous(), x_BTC.shape[-1]
         dx_BTC, parts = torch.empty_like(x_BTC), torch.empty(NORM_PARTS, width)
         ctx.lib.norm_back(
-            x_BTC.data_ptr(), weight_C.data_ptr(), inverse_N.data_ptr(), dy_BTC.data_ptr(),
-            dx_BTC.data_ptr(), parts.data_ptr(), len(inverse_N), width, NORM_PARTS,
-        )  # fmt: skip
+            x_BTC,
+            weight_C,
+            inverse_N,
+            dy_BTC,
+            dx_BTC,
+            parts,
+            len(inverse_N),
+            width,
+            NORM_PARTS,
+        )
         return dx_BTC, parts.sum(0), None, None
 
 
@@ -162,9 +182,9 @@ class _SwiGLU(torch.autograd.Function):
     """silu(gate) · up."""
 
     @staticmethod
-    def forward(ctx: Any, gate_BTF: Tensor, up_BTF: Tensor, lib: TrainLibrary) -> Tensor:
+    def forward(ctx: Any, gate_BTF: Tensor, up_BTF: Tensor, lib: Library) -> Tensor:
         y_BTF = torch.empty_like(gate_BTF)
-        lib.swiglu(gate_BTF.data_ptr(), up_BTF.data_ptr(), y_BTF.data_ptr(), y_BTF.numel())
+        lib.swiglu(gate_BTF, up_BTF, y_BTF, y_BTF.numel())
         ctx.save_for_backward(gate_BTF, up_BTF)
         ctx.lib = lib
         return y_BTF
@@ -175,9 +195,13 @@ class _SwiGLU(torch.autograd.Function):
         d_gate, d_up = torch.empty_like(gate_BTF), torch.empty_like(up_BTF)
         dy_BTF = dy_BTF.contiguous()
         ctx.lib.swiglu_back(
-            gate_BTF.data_ptr(), up_BTF.data_ptr(), dy_BTF.data_ptr(), d_gate.data_ptr(),
-            d_up.data_ptr(), dy_BTF.numel(),
-        )  # fmt: skip
+            gate_BTF,
+            up_BTF,
+            dy_BTF,
+            d_gate,
+            d_up,
+            dy_BTF.numel(),
+        )
         return d_gate, d_up, None
 
 
@@ -196,16 +220,25 @@ class _Attend(torch.autograd.Function):
         cos: Tensor,
         sin: Tensor,
         starts_S: Tensor,
-        lib: TrainLibrary,
+        lib: Library,
     ) -> Tensor:
         b, t, h, d = q_BTHD.shape
         q, k = (_rotate(lib, x, cos, sin, 1.0) for x in (q_BTHD, k_BTKD))
         v = v_BTKD.contiguous()
         y, lse_HN = torch.empty_like(q), torch.empty(h, b * t)
         lib.attend(
-            q.data_ptr(), k.data_ptr(), v.data_ptr(), starts_S.data_ptr(), len(starts_S) - 1,
-            b * t, h, k.shape[2], d, y.data_ptr(), lse_HN.data_ptr(),
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            starts_S,
+            len(starts_S) - 1,
+            b * t,
+            h,
+            k.shape[2],
+            d,
+            y,
+            lse_HN,
+        )
         ctx.save_for_backward(q, k, v, y, lse_HN, cos, sin, starts_S)
         ctx.lib = lib
         return y
@@ -216,20 +249,32 @@ class _Attend(torch.autograd.Function):
         b, t, h, d = q.shape
         dy, dq, dk, dv = dy_BTHD.contiguous(), *(torch.empty_like(x) for x in (q, k, v))
         ctx.lib.attend_back(
-            q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), dy.data_ptr(),
-            lse_HN.data_ptr(), starts_S.data_ptr(), len(starts_S) - 1, b * t, h, k.shape[2], d,
-            dq.data_ptr(), dk.data_ptr(), dv.data_ptr(),
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            y,
+            dy,
+            lse_HN,
+            starts_S,
+            len(starts_S) - 1,
+            b * t,
+            h,
+            k.shape[2],
+            d,
+            dq,
+            dk,
+            dv,
+        )
         dq, dk = (_rotate(ctx.lib, x, cos, sin, -1.0) for x in (dq, dk))
         return dq, dk, dv, None, None, None, None
 
 
-def _rotate(lib: TrainLibrary, x_BTHD: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+def _rotate(lib: Library, x_BTHD: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     b, t, heads, d = x_BTHD.shape
     x_BTHD = x_BTHD.contiguous()
     y_BTHD = torch.empty_like(x_BTHD)
     lib.rotate(
-        x_BTHD.data_ptr(), y_BTHD.data_ptr(), cos.data_ptr(), sin.data_ptr(), b * t, heads, d,
+        x_BTHD, y_BTHD, cos, sin, b * t, heads, d,
         cos.numel() // d, sign,
     )  # fmt: skip
     return y_BTHD
@@ -242,7 +287,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, lib: TrainLibrary
+        ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, lib: Library
     ) -> Tensor:
         h_NC, weight = hidden_NC.to(torch.bfloat16), weight_VC.to(torch.bfloat16)
         n, v = len(h_NC), len(weight)
@@ -253,9 +298,12 @@ class _HeadLoss(torch.autograd.Function):
             piece = slice(start, start + rows)
             logits = h_NC[piece] @ weight.T
             lib.loss(
-                logits.data_ptr(), targets_N[piece].data_ptr(), nll_N[piece].data_ptr(),
-                len(logits), v,
-            )  # fmt: skip
+                logits,
+                targets_N[piece],
+                nll_N[piece],
+                len(logits),
+                v,
+            )
             if not any(ctx.needs_input_grad):
                 continue
             torch.mm(logits, weight, out=d_hidden[piece])
@@ -275,7 +323,10 @@ class _HeadLoss(torch.autograd.Function):
         return d_hidden * grad.to(d_hidden.dtype), d_weight, None, None
 
 
-def head_loss(hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
+def head_loss(
+    hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, lib: Library | None = None
+) -> Tensor:
     """Sum in nats of the cross entropy of positions that all count."""
-    total: Tensor = _HeadLoss.apply(hidden_NC, weight_VC, targets_N, train_library.load())
+    lib = lib or train_library.load()
+    total: Tensor = _HeadLoss.apply(hidden_NC, weight_VC, targets_N, lib)
     return total

@@ -1,11 +1,12 @@
 """One tiny run through many random faults, compared with the same run left in peace.
 
-    python endurance.py MATERIALS FAULTS [SEED]
+    python endurance.py MATERIALS FAULTS SEED [--kernels]
 
 Faults: kill -9, SIGTERM, a disk that fills up (writes past a size fail), a checkpoint file cut
 short, a reader that stalls, and batches whose loss is NaN (the same ones in both runs: a batch
-belongs to the data). Prints one JSON object. Fails if a worker ends badly without a sentence, if a
-checkpoint nobody damaged cannot be read, or if the final weights differ.
+belongs to the data). With --kernels every layer runs on the kernels of training, in bf16, which
+the materials must allow. Prints one JSON object. Fails if a worker ends badly without a sentence,
+if a checkpoint nobody damaged cannot be read, or if the final weights differ.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from typing import Any
 from elchat import checkpoint
 from elchat.data.loader import PackedLoader
 from elchat.errors import CheckpointError
-from elchat.files import sha256_file
+from elchat.files import read_json, sha256_file
 from elchat.runs import Run
+from elchat.training import fused
 from elchat.training.loop import Loop
 from tests import tiny_run
 from tests.e2e import killer
@@ -37,11 +39,15 @@ LONGEST_S = 2.5
 DISK_BYTES = 250_000  # less than a checkpoint, more than everything else that is written
 STALL_S = 600.0
 FAULTS = ("kill", "term", "disk", "stall", "cut")  # a cut needs a checkpoint, so it comes last
+KERNELS = "--kernels" in sys.argv
+PRECISION = "bf16" if KERNELS else "fp32"
 NAN_EVERY = 17  # steps, far enough apart to be skipped one by one
 
 
 def poison() -> None:
-    """Some batches have no finite loss."""
+    """Some batches have no finite loss; and kernels asked for are not left for being slow."""
+    if KERNELS:
+        fused.gain = lambda config: 2.0
     real = Loop._forward_backward
 
     def forward_backward(self: Loop, batch: Any) -> Any:
@@ -180,11 +186,16 @@ def weights_of(run: Run) -> str:
     return sha256_file(run.model_path / "model.safetensors")
 
 
+def blocks_of(run: Run) -> set[str]:
+    """How the layers of every stage were computed."""
+    return {read_json(path)["blocks"] for path in (run.path / "stages").glob("*.plan.json")}
+
+
 def main() -> None:
     folder, n_faults = Path(sys.argv[1]), int(sys.argv[2])
-    chance = random.Random(int(sys.argv[3]) if len(sys.argv) > 3 else 0)
+    chance = random.Random(int(sys.argv[3]))
     epochs = 2 if n_faults < 20 else 6
-    calm = tiny_run.new_run(folder, "tranquila", max_epochs=epochs)
+    calm = tiny_run.new_run(folder, "tranquila", max_epochs=epochs, precision=PRECISION)
     assert killer.wait(killer.start(calm, poison), None) == 0, calm.log_path.read_text()[-2000:]
     skipped = calm.log_path.read_text().count("saltado")
     assert skipped, "sin lotes NaN no se prueba nada"
@@ -192,7 +203,8 @@ def main() -> None:
     sentences: Counter[str] = Counter()
     n_runs = 0
     while sum(total.values()) < n_faults:
-        torture = Torture(tiny_run.new_run(folder, f"azotada-{n_runs}", max_epochs=epochs), chance)
+        run = tiny_run.new_run(folder, f"azotada-{n_runs}", max_epochs=epochs, precision=PRECISION)
+        torture = Torture(run, chance)
         n_runs += 1
         for _ in range(n_faults - sum(total.values())):
             unseen = [fault for fault in FAULTS if not (total + torture.counts)[fault]]
@@ -200,7 +212,8 @@ def main() -> None:
                 break
         if torture.run.status().outcome != "done":
             torture.finish()
-        assert weights_of(torture.run) == weights_of(calm), "los pesos finales no son los mismos"
+        assert blocks_of(run) == blocks_of(calm) == {"fused" if KERNELS else "plain"}
+        assert weights_of(run) == weights_of(calm), "los pesos finales no son los mismos"
         total += torture.counts
         sentences += torture.sentences
     print(

@@ -15,19 +15,22 @@ from elchat import checkpoint
 from elchat.files import sha256_file
 from scripts import run as worker
 from tests import tiny_run
+from tests.unit.test_fused import needs_kernels
 
 ENDURANCE = Path(__file__).with_name("endurance.py")
 
 
+@pytest.mark.parametrize("on_kernels", [False, pytest.param(True, marks=needs_kernels)])
 @pytest.mark.parametrize(
     "faults",
     [6, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
 )
-def test_faults_change_no_weight_and_break_no_checkpoint(tmp_path, faults):
-    tiny_run.prepare(tmp_path / "materials")
+def test_faults_change_no_weight_and_break_no_checkpoint(tmp_path, faults, on_kernels):
+    tiny_run.prepare(tmp_path / "materials", **({"head_dim": 64} if on_kernels else {}))
+    words = [str(tmp_path / "materials"), str(faults), "0", *(["--kernels"] * on_kernels)]
     root, before = Path(__file__).parents[2], os.environ.get("PYTHONPATH", "")
     done = subprocess.run(
-        [sys.executable, str(ENDURANCE), str(tmp_path / "materials"), str(faults)],
+        [sys.executable, str(ENDURANCE), *words],
         capture_output=True,
         text=True,
         cwd=root,

@@ -13,7 +13,11 @@ import pytest
 
 from cli.processes import ROOT, script_env, worker_argv
 from elchat import checkpoint, config, runs
+from elchat.training.device import ComputePlan
+from elchat.training.plan import StagePlan
+from elchat.training.schedule import Timeline
 from tests import tiny_run
+from tests.unit.test_fused import needs_kernels
 
 STEPS = 50
 ROWS_PER_STEP = 4
@@ -26,7 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def make_run(folder: Path, name: str, processes: int, sharding: str, **stage) -> runs.Run:
+def make_run(
+    folder: Path, name: str, processes: int, sharding: str, *, on_kernels: bool = False, **stage
+) -> runs.Run:
     raw = tiny_run.raw_config(
         folder, max_epochs=200, max_tokens=STEPS * 64 * ROWS_PER_STEP, **stage
     )
@@ -35,7 +41,15 @@ def make_run(folder: Path, name: str, processes: int, sharding: str, **stage) ->
     raw["evaluation"] |= {"log_every_steps": 1, "every_steps": 1000}
     raw["checkpoints"] = {"every_steps": 10}
     raw["compute"] |= {"processes": processes, "sharding": sharding}
-    return runs.create(config.parse(raw, origin="tiny"), provider="local", name=name)
+    if on_kernels:
+        raw["training"]["precision"] = "bf16"
+    run = runs.create(config.parse(raw, origin="tiny"), provider="local", name=name)
+    if on_kernels:  # decided beforehand: on a toy they may not pay
+        compute = ComputePlan("cpu", "bf16", 1, 1.0, "medido")
+        path = run.path / "stages" / "cpt.plan.json"
+        path.parent.mkdir(exist_ok=True)
+        StagePlan(path, compute, 1, STEPS, Timeline([(0, STEPS)]), "fused").save()
+    return run
 
 
 def start(run: runs.Run) -> subprocess.Popen:
@@ -94,6 +108,32 @@ def test_many_processes_have_the_losses_of_one(folder, alone, processes, shardin
     assert final is not None
     assert not final.is_sharded
     assert (run.model_path / "model.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def alone_on_kernels(alone, tmp_path_factory) -> tuple[Path, list[float]]:
+    materials = tmp_path_factory.mktemp("kernels")
+    tiny_run.prepare(materials, head_dim=64)
+    return materials, finish(make_run(materials, "uno-nucleos", 1, "ddp", on_kernels=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("processes", "sharding"),
+    [
+        (2, "ddp"),
+        (2, "fsdp"),
+        pytest.param(4, "ddp", marks=pytest.mark.slow),
+        pytest.param(4, "fsdp", marks=pytest.mark.slow),
+    ],
+)
+def test_on_the_kernels_too(alone_on_kernels, processes, sharding):
+    folder, expected = alone_on_kernels
+    run = make_run(folder, f"{sharding}-{processes}-nucleos", processes, sharding, on_kernels=True)
+    found = finish(run)
+    assert "los núcleos con que empezó no están" not in run.log_path.read_text()
+    assert len(found) == len(expected) == STEPS
+    assert max(abs(a - b) for a, b in zip(expected, found, strict=True)) <= 1e-5
 
 
 @pytest.mark.slow

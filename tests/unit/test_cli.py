@@ -31,7 +31,7 @@ GROUPS = {
     "models": ("list", "pull", "verify", "remove"),
     "config": ("show", "check", "schema"),
     "autonomy": ("ablate", "cost", "train", "evaluate", "abstain", "diversity", "card"),
-    "data": ("inspect", "mask"),
+    "data": ("inspect", "mask", "prepare"),
 }
 PAGES = [
     (),

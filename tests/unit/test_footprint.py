@@ -9,21 +9,40 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import bench_memory
 from cli import preflight
 from cli.main import main
 from elchat import bases, config, estimate
 from elchat.config import StageSection
+from elchat.training.device import ComputePlan
 from elchat.training.footprint import measure
 from tests import toys
+from tests.unit.test_fused import needs_kernels
 
 ROOT = Path(__file__).parents[2]
 SHAPE = toys.config("smollm", n_layers=4, d_model=128, d_ff=256, head_dim=32)
+WIDER = toys.config("smollm", n_layers=6, d_model=256, d_ff=512, head_dim=64, max_positions=256)
 
 
-def footprint(rows: int = 2, *, precision: str = "fp32", checkpointed: bool = False, **stage):
+def footprint(
+    rows: int = 2,
+    *,
+    precision: str = "fp32",
+    checkpointed: bool = False,
+    on_kernels: bool = False,
+    **stage,
+):
     settings = StageSection(context_tokens=64, batch_tokens=64 * 8, **stage)
-    return measure(SHAPE, settings, rows=rows, precision=precision, checkpointed=checkpointed)
+    return measure(
+        SHAPE,
+        settings,
+        rows=rows,
+        precision=precision,
+        checkpointed=checkpointed,
+        on_kernels=on_kernels,
+    )
 
 
 def test_state_is_exact_to_the_byte():
@@ -45,6 +64,26 @@ def test_activations_grow_with_rows_and_shrink_by_recomputing_and_by_bf16():
     assert footprint(4, checkpointed=True).activations < four.activations / 2
     formula = estimate.memory(SHAPE, "A", 4 * 64, bytes_per_value=4)
     assert four.activations == pytest.approx(formula.activations, rel=0.6)
+
+
+@pytest.mark.parametrize("adapter", [{}, {"adapter": {"method": "lora", "rank": 4}}])
+def test_the_kernels_keep_less_between_the_passes(adapter):
+    plain = footprint(8, precision="bf16", **adapter)
+    ours = footprint(8, precision="bf16", on_kernels=True, **adapter)
+    assert ours.activations < 0.9 * plain.activations
+    assert (ours.weights, ours.optimizer) == (plain.weights, plain.optimizer)
+
+
+@needs_kernels
+def test_the_kernels_count_is_what_torch_hands_out():
+    """The same pass with data, by the profiler's account of allocations."""
+    settings = StageSection(context_tokens=256, batch_tokens=4 * 256)
+    said = measure(WIDER, settings, rows=2, precision="bf16", checkpointed=False, on_kernels=True)
+    compute = ComputePlan("cpu", "bf16", 1, 1.0, "tabla")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        bench_memory.train(WIDER, 256, 2, False, compute, on_kernels=True)
+    assert said.total == pytest.approx(bench_memory.peak_allocated(profile), rel=0.1)
 
 
 def test_what_is_not_trained_has_neither_gradient_nor_moments():
