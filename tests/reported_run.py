@@ -122,7 +122,7 @@ def _evaluations(run: runs.Run) -> None:
             },
         )
     paws = {"a": 0.3, "b": 0.36, "difference": 0.06, "ci95": [0.01, 0.11], "p_value": 0.012,
-            "test": "McNemar", "n": 250}  # fmt: skip
+            "test": "mcnemar", "n": 250}  # fmt: skip
     write_json(
         folder / "compare-base-sft.json",
         {

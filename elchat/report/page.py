@@ -71,10 +71,11 @@ summary { cursor: pointer; }
   svg :is(circle, rect, polygon).s3 { fill: #e58fd6 } }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #333; --line: #999;
     --paper: #fff; --panel: #fff; }
-  body { max-width: none; padding: 0; font-size: 10.5pt; }
+  body { max-width: none; padding: 0 1px; font-size: 10.5pt; }
   .verdict, .warning, .replies div, pre { border: 1px solid #999; }
   .verdict { border-left-width: 6px; }
   .charts { grid-template-columns: 1fr 1fr; } .scroll { overflow: visible; }
+  .replies { display: flex; } .replies div { flex: 1 1 0; min-width: 0; }
   figure, tr, .sample, .verdict { break-inside: avoid; } h2 { break-after: avoid; }
   details::details-content { content-visibility: visible; display: block; }
   pre { font-size: 7.5pt; } table { font-size: 9pt; } @page { margin: 16mm 14mm; } }

@@ -7,12 +7,14 @@ from itertools import pairwise
 from typing import Any
 
 from elchat import plots
+from elchat.evaluation.table import METRICS
 from elchat.report import markdown, page, words
 from elchat.report.facts import STAGE_NAMES, Facts, StageFacts
 from elchat.report.reading import items, mapping
 from elchat.report.words import number
 
 Table = tuple[list[str], list[list[str]], int]
+TESTS = {"mcnemar": "McNemar", "permutation": "permutación"}
 
 
 def render(facts: Facts) -> str:
@@ -343,26 +345,33 @@ def _tasks(facts: Facts) -> Table:
             cells.append("—" if one is None else words.score(one.value, one.low, one.high, 3))
         n = max((one.n or 0 for one in task.scores.values()), default=0)
         rows.append(
-            [task.title, task.metric, task.licence, number(n, 0), number(task.random, 3), *cells]
+            [
+                task.title,
+                METRICS.get(task.metric, task.metric),
+                task.licence,
+                number(n, 0),
+                number(task.random, 3),
+                *cells,
+            ]
         )
     names = [words.label_name(label) for label in facts.labels]
     return ["tarea", "medida", "licencia", "n", "al azar", *names], rows, 3
 
 
 def _comparison(facts: Facts) -> str:
-    rows = []
+    rows, titles = [], {task.name: task.title for task in facts.tasks}
     for name, raw in mapping(mapping(facts.comparison).get("tasks")).items():
         one = mapping(raw)
-        ends = [_text(end) for end in items(one.get("ci95"))]
+        ends = [_decimals(end, sign=True) for end in items(one.get("ci95"))]
         rows.append(
             [
-                str(name),
-                _text(one.get("a")),
-                _text(one.get("b")),
-                _text(one.get("difference")),
+                titles.get(str(name), str(name)),
+                _decimals(one.get("a")),
+                _decimals(one.get("b")),
+                _decimals(one.get("difference"), sign=True),
                 f"[{'; '.join(ends)}]" if ends else "—",
-                _text(one.get("p_value")),
-                str(one.get("test") or "—"),
+                _decimals(one.get("p_value")),
+                TESTS.get(str(one.get("test")), "—"),
                 _text(one.get("n")),
             ]
         )
@@ -387,6 +396,12 @@ def _cost_row(stage: StageFacts) -> list[str]:
         "—" if stage.mfu is None else f"{number(100 * stage.mfu, 0)} %",
         "—" if memory is None else f"{number(memory / 1024, 1)} GiB",
     ]
+
+
+def _decimals(value: Any, *, sign: bool = False) -> str:
+    """A share of somebody else's table, with three decimals."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number(float(value), 3, sign=sign) if is_number else _text(value)
 
 
 def _text(value: Any) -> str:
