@@ -20,6 +20,7 @@ from torch import Tensor
 from elchat import native
 from elchat.gpt import GPT, KVCache
 from elchat.panels import NativeWeights
+from elchat.quantize import Kind
 from elchat.runner import NativeRunner, Rows, fits_native
 
 MAX_CACHE_BYTES = 1 << 30
@@ -49,16 +50,21 @@ class Row:
         self.option += [option] * len(ids)
 
 
-def compiled_weights(model: GPT) -> NativeWeights | None:
+def twin_of(model: GPT) -> GPT:
+    """The same weights in another module: whoever packs it lets go of its matrices only."""
+    with torch.device("meta"):
+        twin = GPT(model.config)
+    twin.load_state_dict(model.state_dict(), assign=True)
+    return twin.eval()
+
+
+def compiled_weights(model: GPT, kind: Kind = "fp32") -> NativeWeights | None:
     """A copy of the weights for the compiled passes; None where there are none (GPU, bf16...)."""
     weight = model.model.norm.weight
     is_plain = weight.device.type == "cpu" and weight.dtype == torch.float32
     if not is_plain or not fits_native(model.config) or native.why_not() is not None:
         return None
-    with torch.device("meta"):
-        twin = GPT(model.config)
-    twin.load_state_dict(model.state_dict(), assign=True)  # packing lets go of its matrices only
-    return NativeWeights(twin.eval(), "fp32")
+    return NativeWeights(twin_of(model), kind)
 
 
 def slots_that_fit(model: GPT, columns: int, most: int) -> int:

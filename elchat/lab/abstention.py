@@ -8,7 +8,7 @@ Source of the labelling: CRaFT (arXiv 2410.06913).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,15 @@ import numpy as np
 from elchat.autonomy import Autonomy, Settings
 from elchat.autonomy.distress import flatten
 from elchat.autonomy.silence import Head, epistemic_features, risk_control_threshold
-from elchat.lab.decoder import Sampling
 from elchat.lab.heads import Spy, fit_head, probabilities
-from elchat.lab.mood_eval import Speaker
 from elchat.lab.stats import area_under_roc, augrc
+from elchat.lab.writer import Ask, Progress, Writer
+from elchat.sampling import SamplingParams
 from elchat.weights import LoadedModel
 
 QUESTIONS = Path(__file__).parent / "data" / "preguntas.tsv"
 K = 6
-SAMPLING = Sampling(temperature=0.7, max_new_tokens=14)
+SAMPLING = SamplingParams(temperature=0.7, top_p=0.95, top_k=100, max_new_tokens=14)
 SPLITS = 100
 
 
@@ -40,28 +40,31 @@ def observe(
     autonomy: Autonomy,
     questions: Sequence[tuple[str, list[str]]],
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """For each question: features at the decision (with confidence), share of right samples."""
-    speaker = Speaker(loaded, autonomy)
-    rows = []
-    for i, (question, answers) in enumerate(questions):
-        ids = speaker.prompt(question)
-        spy = Spy()
-        hooks = []
+    asks: list[Ask] = []
+    spies: list[Spy] = []
+    for question, _ in questions:
+        prompt = [{"role": "user", "content": question}]
+        ids = loaded.chat.render(prompt, add_generation_prompt=True).ids
+        spies.append(Spy())
         for k in range(K):
-            talk = autonomy.open(Settings(), seed=k, conversation=question)
-            hook = talk.turn(ids, [0], text=question)
+            hook = autonomy.open(Settings(), seed=k, conversation=question).turn(
+                ids, [0], text=question
+            )
             if k == 0:
-                spy.watch(hook)
-            hooks.append(hook)
-        written = speaker.decoder.write(ids, hooks, SAMPLING)
-        said = [flatten(loaded.tokenizer.decode(list(one.ids))) for one in written]
-        right = np.mean([any(flatten(a) in reply for a in answers) for reply in said])
-        assert spy.seen is not None
-        features = epistemic_features(*spy.seen, surprise=0.0)
+                spies[-1].watch(hook)
+            asks.append(Ask(ids, SAMPLING, hook))
+    said = [flatten(text) for text in Writer(loaded).write(asks, progress)]
+    rows = []
+    for i, (_, answers) in enumerate(questions):
+        replies = said[i * K : (i + 1) * K]
+        right = np.mean([any(flatten(a) in reply for a in answers) for reply in replies])
+        seen = spies[i].seen
+        assert seen is not None
+        features = epistemic_features(*seen, surprise=0.0)
         rows.append({"features": features.numpy(), "right": float(right)})
-        progress(i + 1, len(questions))
     return rows
 
 

@@ -8,28 +8,32 @@ a sanity axis, not a judge, and it favours low temperatures in every arm alike.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from elchat.autonomy import Autonomy, Settings
 from elchat.autonomy.mood import AXES, BOUND
+from elchat.evaluation.passes import compiled_weights
+from elchat.evaluation.scoring import Pair, score_groups
 from elchat.files import write_json
-from elchat.lab.decoder import Sampling
 from elchat.lab.mood_eval import Speaker, home, placebo, with_mood
 from elchat.lab.scorer import SENTENCES
 from elchat.lab.stats import RESAMPLES
+from elchat.lab.writer import Ask, Writer
+from elchat.panels import NativeWeights
 from elchat.philox import Dice, Stream
+from elchat.quantize import Kind
+from elchat.sampling import SamplingParams
 from elchat.weights import LoadedModel
 
 TEMPERATURES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 K = 8
+WEIGHTS: Kind = "int8"  # written and judged with the weights that a CPU serves, in every arm
 MAX_NEW_TOKENS = 16
 SPREAD = 1.0  # of the moods drawn for a reply
 ARMS = ("temperatura", "mandos", "ánimo", "placebo")
@@ -55,59 +59,82 @@ def run(
     """Every arm at every temperature; prompts already in `path` are kept."""
     rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     assert autonomy.mood is not None
-    speakers = {arm: Speaker(loaded, autonomy) for arm in ARMS}
-    speakers["placebo"] = Speaker(loaded, with_mood(autonomy, placebo(autonomy.mood, seed)))
-    done = {(row["prompt"], row["arm"], row["temperature"]) for row in rows}
-    cells = [(p, arm, t) for p in prompts(n_prompts) for arm in ARMS for t in TEMPERATURES]
-    for i, (prompt, arm, temperature) in enumerate(cells):
-        if (prompt, arm, temperature) in done:
-            continue
-        replies = sample(speakers[arm], prompt, arm, temperature, seed=seed)
-        ids = speakers[arm].prompt(prompt)
-        nats = plain_nats(loaded, ids, replies)
-        cell = {"prompt": prompt, "arm": arm, "temperature": temperature, "nats": nats}
-        rows.append(cell | diversity(replies))
-        if i % len(ARMS) == len(ARMS) - 1:
+    compiled = compiled_weights(loaded.model, WEIGHTS)
+    writer = Writer(loaded, weights=WEIGHTS)
+    speakers = {arm: Speaker(loaded, autonomy, writer) for arm in ARMS}
+    fake = with_mood(autonomy, placebo(autonomy.mood, seed))
+    speakers["placebo"] = Speaker(loaded, fake, writer)
+    done = {row["prompt"] for row in rows}
+    for i, prompt in enumerate(prompts(n_prompts)):
+        if prompt not in done:
+            rows += cells(loaded, compiled, writer, speakers, prompt, seed=seed)
             write_json(path, rows)
-        progress(i + 1, len(cells))
-    write_json(path, rows)
+        progress(i + 1, n_prompts)
     return judge(rows)
 
 
-def sample(
-    speaker: Speaker, prompt: str, arm: str, temperature: float, *, seed: int
-) -> list[tuple[int, ...]]:
-    """K replies, each with dice (and in the mood arms a mood) of its own."""
-    ids = speaker.prompt(prompt)
-    hooks = []
-    for k in range(K):
-        settings = KNOBS if arm == "mandos" else PLAIN
-        name = f"{prompt}|{k}|{temperature}"
-        if arm in ("ánimo", "placebo"):
-            settings = replace(PLAIN, mood_gain=1.0)
-        talk = speaker.autonomy.open(settings, seed=seed, conversation=name)
-        if settings.mood_gain:
-            vector = home(speaker.autonomy)
-            draw = Dice(seed, name).normals(Stream.MOOD, len(AXES), turn=0)
-            vector[: len(AXES)] += SPREAD * draw.astype(np.float32)
-            talk.pinned, talk.is_exact = np.clip(vector, -BOUND, BOUND).astype(np.float32), True
-        hooks.append(talk.turn(ids, [0], text=prompt))
-    sampling = Sampling(temperature=temperature, max_new_tokens=MAX_NEW_TOKENS)
-    return [written.ids for written in speaker.decoder.write(ids, hooks, sampling)]
+def cells(
+    loaded: LoadedModel,
+    compiled: NativeWeights | None,
+    writer: Writer,
+    speakers: Mapping[str, Speaker],
+    prompt: str,
+    *,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """One prompt in every arm and at every temperature, all written together."""
+    places = [(arm, t) for arm in ARMS for t in TEMPERATURES]
+    asks = [ask(speakers[arm], prompt, arm, t, k, seed=seed) for arm, t in places for k in range(K)]
+    texts = writer.write(asks)
+    encode = loaded.tokenizer.encode
+    groups = [[encode(text) for text in texts[i : i + K]] for i in range(0, len(texts), K)]
+    nats = plain_nats(loaded, compiled, asks[0].ids, groups)
+    return [
+        {"prompt": prompt, "arm": arm, "temperature": t, "nats": n} | diversity(replies)
+        for (arm, t), replies, n in zip(places, groups, nats, strict=True)
+    ]
 
 
-@torch.no_grad()
-def plain_nats(loaded: LoadedModel, ids: Sequence[int], replies: Sequence[Sequence[int]]) -> float:
-    """Mean loss per token of replies under the model without autonomy."""
-    longest = max(1, max(len(reply) for reply in replies))
-    rows = torch.tensor([[*ids, *reply, *[0] * (longest - len(reply))] for reply in replies])
-    targets = torch.full((len(replies), longest), -100)
-    for i, reply in enumerate(replies):
-        targets[i, : len(reply)] = torch.tensor(reply, dtype=torch.int64)
-    hidden = loaded.model.hidden(rows)[:, len(ids) - 1 : -1]
-    logits = F.linear(hidden, loaded.model.head_weight_VC).float()
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
-    return float(losses) if torch.isfinite(losses) else 0.0
+def ask(speaker: Speaker, prompt: str, arm: str, temperature: float, k: int, *, seed: int) -> Ask:
+    """One of the K replies, with dice (and in the mood arms a mood) of its own."""
+    ids, name = speaker.prompt(prompt), f"{prompt}|{k}|{temperature}"
+    params = SamplingParams(
+        temperature=temperature,
+        top_p=0.95,
+        top_k=100,
+        max_new_tokens=MAX_NEW_TOKENS,
+        seed=seed,
+    )
+    if arm == "temperatura":
+        return Ask(ids, params, name=name)
+    settings = KNOBS if arm == "mandos" else replace(PLAIN, mood_gain=1.0)
+    talk = speaker.autonomy.open(settings, seed=seed, conversation=name)
+    if settings.mood_gain:
+        vector = home(speaker.autonomy)
+        draw = Dice(seed, name).normals(Stream.MOOD, len(AXES), turn=0)
+        vector[: len(AXES)] += SPREAD * draw.astype(np.float32)
+        talk.pinned, talk.is_exact = np.clip(vector, -BOUND, BOUND).astype(np.float32), True
+    return Ask(ids, params, talk.turn(ids, [0], text=prompt))
+
+
+def plain_nats(
+    loaded: LoadedModel,
+    compiled: NativeWeights | None,
+    ids: Sequence[int],
+    groups: Sequence[Sequence[Sequence[int]]],
+) -> list[float]:
+    """Mean loss per token of each group's replies under the model without autonomy."""
+    replies = [reply for group in groups for reply in group if reply]
+    if not replies:
+        return [0.0] * len(groups)
+    pairs = [Pair(list(ids), list(reply)) for reply in replies]
+    n_ids = loaded.tokenizer.vocab_size
+    ((_, scored),) = score_groups(loaded.model, [pairs], n_ids=n_ids, compiled=compiled)
+    nats = iter(-one.logprob for one in scored)
+    return [
+        sum(next(nats) for reply in group if reply) / max(1, sum(map(len, group)))
+        for group in groups
+    ]
 
 
 def diversity(replies: Sequence[Sequence[int]]) -> dict[str, float]:

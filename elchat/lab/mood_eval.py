@@ -19,17 +19,18 @@ import torch
 from elchat.autonomy import Autonomy, Conversation, Settings
 from elchat.autonomy.mood import AXES, PRESENCE, Mood, half_life
 from elchat.files import write_json
-from elchat.lab.decoder import Decoder, Sampling
 from elchat.lab.scorer import scorer
 from elchat.lab.stats import mean_bootstrap, paired_permutation_p, slope_bootstrap
+from elchat.lab.writer import Ask, Progress, Writer
+from elchat.sampling import SamplingParams
 from elchat.weights import LoadedModel
 
 DOSES = (-2.0, -1.0, 0.0, 1.0, 2.0)  # valence, in the mood's own units
 DATA = Path(__file__).parent / "data"
+EVENTS = ("elogio", "insulto")
 CALM_REPLY = "Bueno, seguimos."
-SAMPLING = Sampling(temperature=0.7, max_new_tokens=32)
+SAMPLING = SamplingParams(temperature=0.7, top_p=0.95, top_k=100, max_new_tokens=32)
 GAIN = Settings(mood_gain=1.0)
-Progress = Callable[[int, int], None]
 
 
 def placebo(mood: Mood, seed: int) -> Mood:
@@ -63,11 +64,10 @@ def blows() -> dict[str, list[str]]:
 
 
 class Speaker:
-    """Puts one user message to a model in given moods and hears the replies."""
+    """Puts user messages to a model in given moods and hears the replies."""
 
-    def __init__(self, loaded: LoadedModel, autonomy: Autonomy) -> None:
-        self.loaded, self.autonomy = loaded, autonomy
-        self.decoder = Decoder(loaded.model, loaded.chat.stop_ids, loaded.tokenizer.vocab_size)
+    def __init__(self, loaded: LoadedModel, autonomy: Autonomy, writer: Writer) -> None:
+        self.loaded, self.autonomy, self.writer = loaded, autonomy, writer
         self.ear = scorer()
 
     def prompt(self, text: str) -> list[int]:
@@ -75,18 +75,12 @@ class Speaker:
         message = [{"role": "user", "content": text}]
         return self.loaded.chat.render(message, add_generation_prompt=True).ids
 
-    def replies(
-        self, text: str, vectors: Sequence[np.ndarray], *, seed: int, sampling: Sampling = SAMPLING
-    ) -> list[str]:
-        """One reply per mood, all with the same dice."""
+    def ask(self, text: str, vector: np.ndarray, *, seed: int) -> Ask:
+        """A message met in a mood; the dice depend on the seed and the message alone."""
         ids = self.prompt(text)
-        hooks = []
-        for vector in vectors:
-            talk = self.autonomy.open(GAIN, seed=seed, conversation=text)
-            talk.pinned, talk.is_exact = vector.astype(np.float32), True
-            hooks.append(talk.turn(ids, [0], text=text))
-        written = self.decoder.write(ids, hooks, sampling)
-        return [self.loaded.tokenizer.decode(list(one.ids)) for one in written]
+        talk = self.autonomy.open(GAIN, seed=seed, conversation=text)
+        talk.pinned, talk.is_exact = vector.astype(np.float32), True
+        return Ask(ids, SAMPLING, talk.turn(ids, [0], text=text))
 
     def live(self, messages: Sequence[str], replies: Sequence[str], *, seed: int) -> Conversation:
         """The moods of a conversation whose replies are given, not generated."""
@@ -118,36 +112,30 @@ def _turn_start(loaded: LoadedModel, history: Sequence[Mapping[str, str]]) -> in
 
 
 def dose_response(
-    loaded: LoadedModel,
-    autonomy: Autonomy,
+    speaker: Speaker,
     *,
     n_questions: int = 40,
     seed: int = 0,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Valence imposed on the mood at rest, valence heard: slope, interval, some replies."""
-    speaker = Speaker(loaded, autonomy)
     questions = neutral_questions(n_questions)
-    heard = np.zeros((len(questions), len(DOSES)))
-    samples: dict[str, list[str]] = {}
-    for i, question in enumerate(questions):
-        vectors = []
+    asks = []
+    for question in questions:
         for dose in DOSES:
-            vector = home(autonomy).astype(np.float32)
+            vector = home(speaker.autonomy).astype(np.float32)
             vector[AXES.index("valence")] = dose
-            vectors.append(vector)
-        replies = speaker.replies(question, vectors, seed=seed)
-        heard[i] = [speaker.ear(reply) for reply in replies]
-        if i < 4:
-            samples[question] = replies
-        progress(i + 1, len(questions))
+            asks.append(speaker.ask(question, vector, seed=seed))
+    replies = speaker.writer.write(asks, progress)
+    n = len(DOSES)
+    heard = np.array([speaker.ear(reply) for reply in replies]).reshape(-1, n)
     doses = np.tile(np.array(DOSES), (len(questions), 1))
     return {
         "slope": slope_bootstrap(doses, heard, seed=seed).to_json(),
         "means": heard.mean(0).tolist(),
         "heard": heard.tolist(),
         "doses": list(DOSES),
-        "samples": samples,
+        "samples": {q: replies[i * n : (i + 1) * n] for i, q in enumerate(questions[:4])},
     }
 
 
@@ -157,18 +145,17 @@ def home(autonomy: Autonomy) -> np.ndarray:
     return autonomy.mood.home.detach().numpy().copy()
 
 
-def shock(
-    loaded: LoadedModel, autonomy: Autonomy, *, n: int = 12, quiet_turns: int = 8, seed: int = 0
-) -> dict[str, Any]:
+def shock(speaker: Speaker, *, n: int = 12, quiet_turns: int = 8, seed: int = 0) -> dict[str, Any]:
     """Insult against praise, then neutral turns: how the difference in valence fades.
 
     The half-life is read from the straight line through ln(difference) over the turns after the
     blow, as far as the difference stays above a twentieth of the first.
     """
-    speaker, said_to = Speaker(loaded, autonomy), blows()
+    said_to, mood = blows(), speaker.autonomy.mood
+    assert mood is not None
     questions = neutral_questions(quiet_turns)
     curves = {}
-    for event in ("elogio", "insulto"):
+    for event in EVENTS:
         rows = []
         for i in range(n):
             messages = said_to[event]
@@ -185,8 +172,7 @@ def shock(
     if mean[0] > 0 and kept.sum() >= 3:
         rate = -np.polyfit(k[kept], np.log(mean[kept]), 1)[0]
         measured = float(np.log(2.0) / rate) if rate > 0 else None
-    assert autonomy.mood is not None
-    designed = half_life(float(autonomy.mood.tau[0].detach()))
+    designed = half_life(float(mood.tau[0].detach()))
     return {
         "first_difference": mean_bootstrap(difference[:, 0].tolist()).to_json(),
         "curve": mean.tolist(),
@@ -197,8 +183,7 @@ def shock(
 
 
 def amnesia(
-    loaded: LoadedModel,
-    autonomy: Autonomy,
+    speaker: Speaker,
     *,
     n_pairs: int = 70,
     seed: int = 0,
@@ -206,42 +191,60 @@ def amnesia(
 ) -> dict[str, Any]:
     """After praise or insult the transcript is deleted; only 256 bytes stay. Is it heard?
 
-    Arms: the mood carried over; the same but reset to home (must vanish).
+    Arms, with the same dice on both sides: praise against insult; two conversations of one event
+    (`same_event`: it must vanish); both reset to the mood at rest (`reset`: zero by construction,
+    there to catch a mistake).
     """
-    speaker, said_to = Speaker(loaded, autonomy), blows()
-    questions = neutral_questions(40)
-    carried, distances = [], []
+    said_to, questions = blows(), neutral_questions(40)
+    pairs = []
     for i in range(n_pairs):
-        states = {}
-        for event in ("elogio", "insulto"):
+        opened = {}
+        for event in EVENTS:
             messages = said_to[event]
             said = [messages[(i + j * 5) % len(messages)] for j in range(3)]
             talk = speaker.live(said, [CALM_REPLY] * 3, seed=seed * 1000 + i)
-            states[event] = talk.mood.to_bytes()
-        opened = {
-            event: autonomy.open(GAIN, seed=i, mood=data).vector for event, data in states.items()
-        }
-        question = questions[(i * 7) % len(questions)]
-        replies = speaker.replies(question, [opened["elogio"], opened["insulto"]], seed=seed + i)
-        scores = [speaker.ear(reply) for reply in replies]
-        carried.append(scores[0] - scores[1])
-        distances.append(float(opened["elogio"][0] - opened["insulto"][0]))
+            saved = talk.mood.to_bytes()
+            opened[event] = speaker.autonomy.open(GAIN, seed=i, mood=saved).vector
+        pairs.append([opened[event] for event in EVENTS])
         progress(i + 1, n_pairs)
-    return {"differences": carried, "state_valence_difference": distances}
+    rest = home(speaker.autonomy)
+    arms = {
+        "differences": pairs,
+        "same_event": [[pairs[i - 1][i % 2], pairs[i][i % 2]] for i in range(n_pairs)],
+        "reset": [[rest, rest]] * n_pairs,
+    }
+    found: dict[str, Any] = {
+        "state_valence_difference": [float(praised[0] - insulted[0]) for praised, insulted in pairs]
+    }
+    for name, vectors in arms.items():
+        asks = [
+            speaker.ask(questions[(i * 7) % len(questions)], vector, seed=seed + i)
+            for i, pair in enumerate(vectors)
+            for vector in pair
+        ]
+        heard = [speaker.ear(reply) for reply in speaker.writer.write(asks, progress)]
+        found[name] = [a - b for a, b in zip(heard[::2], heard[1::2], strict=True)]
+    return found
 
 
 def judge_amnesia(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All seeds together: mean difference, its interval and its permutation p."""
-    pairs = [d for run in runs for d in run["differences"]]
-    states = [d for run in runs for d in run["state_valence_difference"]]
-    return {
-        "mean": mean_bootstrap(pairs).to_json(),
-        "p": paired_permutation_p(pairs),
-        "state": mean_bootstrap(states).to_json(),
+    """All seeds together: mean difference, its interval and its permutation p; and the controls."""
+    facts: dict[str, Any] = {
         "by_seed": [float(np.mean(run["differences"])) for run in runs],
-        "n_pairs": len(pairs),
+        "n_pairs": sum(len(run["differences"]) for run in runs),
         "n_seeds": len(runs),
     }
+    parts = {
+        "mean": "differences",
+        "state": "state_valence_difference",
+        "same_event": "same_event",
+        "reset": "reset",
+    }
+    for name, key in parts.items():
+        pairs = [d for run in runs for d in run.get(key, [])]
+        facts[name] = mean_bootstrap(pairs).to_json()
+        facts["p" if name == "mean" else f"p_{name}"] = paired_permutation_p(pairs)
+    return facts
 
 
 def with_mood(autonomy: Autonomy, mood: Mood) -> Autonomy:
@@ -262,18 +265,18 @@ def evaluate(
     """Everything about one training seed; parts already in `path` are kept: it can be resumed."""
     assert autonomy.mood is not None
     facts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"seed": seed}
-    fake = with_mood(autonomy, placebo(autonomy.mood, seed))
+    writer = Writer(loaded)
+    real = Speaker(loaded, autonomy, writer)
+    fake = Speaker(loaded, with_mood(autonomy, placebo(autonomy.mood, seed)), writer)
+
+    def dose(speaker: Speaker, name: str) -> dict[str, Any]:
+        return dose_response(speaker, n_questions=n_questions, seed=seed, progress=progress(name))
+
     parts: dict[str, Callable[[], Any]] = {
-        "dose": lambda: dose_response(
-            loaded, autonomy, n_questions=n_questions, seed=seed, progress=progress("dosis")
-        ),
-        "placebo": lambda: dose_response(
-            loaded, fake, n_questions=n_questions, seed=seed, progress=progress("placebo")
-        ),
-        "shock": lambda: shock(loaded, autonomy, seed=seed),
-        "amnesia": lambda: amnesia(
-            loaded, autonomy, n_pairs=n_pairs, seed=seed, progress=progress("amnesia")
-        ),
+        "dose": lambda: dose(real, "dosis"),
+        "placebo": lambda: dose(fake, "placebo"),
+        "shock": lambda: shock(real, seed=seed),
+        "amnesia": lambda: amnesia(real, n_pairs=n_pairs, seed=seed, progress=progress("amnesia")),
     }
     for name, run in parts.items():
         if name not in facts:

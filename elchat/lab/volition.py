@@ -7,7 +7,7 @@ only proposes: the vetoes and the ceiling of `elchat.autonomy.silence` decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 from elchat.autonomy import Autonomy, Settings
 from elchat.autonomy.silence import Head, volition_features
-from elchat.lab.decoder import Decoder, Sampling
+from elchat.autonomy.turn import Turn
 from elchat.lab.heads import Spy, fit_head, probabilities
+from elchat.lab.writer import Ask, Progress, Writer
+from elchat.sampling import SamplingParams
 from elchat.weights import LoadedModel
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "datos/autonomia/silencios.tsv"
 FOLDS = 10
-ONE_TOKEN = Sampling(temperature=0.0, max_new_tokens=1)
+ONE_TOKEN = SamplingParams(temperature=0.0, max_new_tokens=1)
 
 
 def read_examples(path: Path = EXAMPLES) -> list[tuple[bool, str]]:
@@ -36,23 +38,26 @@ def observe(
     autonomy: Autonomy,
     messages: Sequence[str],
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> NDArray[np.float64]:
     """What the head sees of each message at the moment of deciding, [N, 2C]; it needs a mood."""
-    decoder = Decoder(loaded.model, loaded.chat.stop_ids, loaded.tokenizer.vocab_size)
     settings = Settings(mood_gain=autonomy.settings.mood_gain)
-    rows = []
-    for i, message in enumerate(messages):
+    asks: list[Ask] = []
+    hooks: list[Turn] = []
+    spies: list[Spy] = []
+    for message in messages:
         prompt = [{"role": "user", "content": message}]
         ids = loaded.chat.render(prompt, add_generation_prompt=True).ids
-        hook = autonomy.open(settings, seed=0).turn(ids, [0], text=message)
-        spy = Spy()
-        spy.watch(hook)
-        decoder.write(ids, [hook], ONE_TOKEN)
+        hooks.append(autonomy.open(settings, seed=0).turn(ids, [0], text=message))
+        spies.append(Spy())
+        spies[-1].watch(hooks[-1])
+        asks.append(Ask(ids, ONE_TOKEN, hooks[-1]))
+    Writer(loaded).write(asks, progress)
+    rows = []
+    for hook, spy in zip(hooks, spies, strict=True):
         assert hook.user_C is not None
         assert spy.seen is not None
         rows.append(volition_features(hook.user_C, spy.seen[1]).numpy())
-        progress(i + 1, len(messages))
     return np.stack(rows).astype(np.float64)
 
 
@@ -60,7 +65,7 @@ def teach(
     loaded: LoadedModel,
     autonomy: Autonomy,
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> tuple[Head, dict[str, Any]]:
     """The head, and how well one fitted to nine tenths foresees the other tenth."""
     examples = read_examples()
