@@ -30,10 +30,15 @@ _LEFT, _RIGHT, _BOTTOM = 58, 26, 46
 
 @dataclass(frozen=True)
 class Series:
-    """A named line; points that are not finite cut it."""
+    """A named line; points that are not finite cut it.
+
+    Attributes:
+        band: (x, low, high), shaded behind the line.
+    """
 
     label: str
     points: Sequence[Point]
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,9 @@ def line_chart(
         description: alternative text; by default, first, last and least value of each series.
         height: in pixels of a chart 480 wide.
     """
-    drawn = [Series(one.label, thin(one.points)) for one in series]
+    drawn = [Series(one.label, thin(one.points), one.band) for one in series]
     finite = [p for one in drawn for p in one.points if _is_finite(p)]
+    finite += [(at, edge) for one in drawn for at, *edges in one.band for edge in edges]
     text = description or "; ".join(_describe(one) for one in series) or "Sin datos."
     if not finite:
         return _svg(title, text, 60, [_text(WIDTH / 2, 34, "sin datos", "middle")])
@@ -93,9 +99,42 @@ def line_chart(
             px = x.at(at)
             parts.append(_line(px, y.stop, px, y.start, 'stroke-dasharray="2 4"'))
             parts.append(_text(px - 4, y.stop + 12, name, "end"))
+    parts += [_band(one, x, y, i) for i, one in enumerate(drawn) if one.band]
     for i, one in enumerate(drawn):
         parts += _polyline(one, x, y, i)
     return _svg(title, text, height, parts)
+
+
+def violin_chart(
+    title: str,
+    rows: Sequence[tuple[str, Sequence[float]]],
+    *,
+    x_label: str,
+    description: str | None = None,
+) -> str:
+    """How values spread, a row per group: a density mirrored, its mean and a line at zero.
+
+    The density is a Gaussian kernel's with Silverman's bandwidth, scaled to the row's height.
+    """
+    shown = [(label, [v for v in values if math.isfinite(v)]) for label, values in rows]
+    everything = [v for _, values in shown for v in values]
+    means = {label: sum(values) / max(1, len(values)) for label, values in shown}
+    told = (f"{k}: media {tick(means[k])}, {len(values)} valores" for k, values in shown)
+    text = description or "; ".join(told)
+    if not everything:
+        return _svg(title, text or "Sin datos.", 60, [_text(WIDTH / 2, 34, "sin datos", "middle")])
+    left, step, top = _label_width([label for label, _ in shown]), 46, 8
+    bottom = top + step * len(shown)
+    x = _Axis.over([*everything, 0.0], left, WIDTH - _RIGHT)
+    parts = _x_axis(x, top, bottom, x_label)
+    parts.append(_line(x.at(0.0), top, x.at(0.0), bottom, 'stroke-dasharray="2 4"'))
+    for i, (label, values) in enumerate(shown):
+        middle = top + step * (i + 0.5)
+        parts.append(_text(left - 8, middle + 4, _short(label), "end"))
+        if values:
+            parts.append(_violin(values, x, middle, 0.44 * step))
+            parts.append(_marker(x.at(means[label]), middle, 0, 4.5))
+    return _svg(title, text, round(bottom + _BOTTOM), parts)
 
 
 def interval_chart(
@@ -268,6 +307,31 @@ def _x_axis(x: _Axis, top: float, bottom: float, label: str) -> list[str]:
 
 
 # --- marks ------------------------------------------------------------------------------------
+
+
+def _band(one: Series, x: _Axis, y: _Axis, i: int) -> str:
+    edges = sorted(one.band)
+    around = [(at, high) for at, _, high in edges] + [(at, low) for at, low, _ in reversed(edges)]
+    path = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in around)
+    colour = COLOURS[i % len(COLOURS)]
+    return f'<polygon class="s{i}" fill="{colour}" opacity="0.15" points="{path}"/>'
+
+
+def _violin(values: Sequence[float], x: _Axis, middle: float, half_height: float) -> str:
+    n, mean = len(values), sum(values) / len(values)
+    sd = math.sqrt(sum((v - mean) ** 2 for v in values) / n)
+    width = max(0.9 * sd * n**-0.2, 1e-3 * (x.high - x.low))
+    low, high = min(values) - 2 * width, max(values) + 2 * width
+    steps = [low + (high - low) * i / 60 for i in range(61)]
+    density = [sum(math.exp(-(((at - v) / width) ** 2) / 2) for v in values) for at in steps]
+    most = max(density)
+    curve = [(x.at(at), half_height * d / most) for at, d in zip(steps, density, strict=True)]
+    edge = [(a, middle - d) for a, d in curve] + [(a, middle + d) for a, d in reversed(curve)]
+    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in edge)
+    return (
+        f'<polygon class="s0" fill="{COLOURS[0]}" fill-opacity="0.2" stroke="{COLOURS[0]}" '
+        f'points="{path}"/>'
+    )
 
 
 def _polyline(one: Series, x: _Axis, y: _Axis, i: int) -> list[str]:

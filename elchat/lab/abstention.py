@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from elchat.autonomy import Autonomy, Settings
 from elchat.autonomy.distress import flatten
@@ -27,6 +28,7 @@ QUESTIONS = Path(__file__).parent / "data" / "preguntas.tsv"
 K = 6
 SAMPLING = SamplingParams(temperature=0.7, top_p=0.95, top_k=100, max_new_tokens=14)
 SPLITS = 100
+COVERAGES = tuple(i / 20 for i in range(1, 21))
 
 
 def read_questions(path: Path = QUESTIONS) -> list[tuple[str, list[str]]]:
@@ -77,6 +79,7 @@ def judge(rows: Sequence[dict[str, Any]], *, alpha: float = 0.1) -> dict[str, An
     wrong = np.array([row["right"] < 0.5 for row in rows])
     confidence = features[:, -3]
     found: dict[str, list[float]] = {}
+    curves: dict[str, list[list[float]]] = {"head": [], "maxprob": []}
     for split in range(SPLITS):
         order = np.random.default_rng(split).permutation(len(rows))
         fit, calibrate, test = np.array_split(order, 3)
@@ -96,6 +99,8 @@ def judge(rows: Sequence[dict[str, Any]], *, alpha: float = 0.1) -> dict[str, An
         }
         for name, value in figures.items():
             found.setdefault(name, []).append(value)
+        curves["head"].append(risk_at(COVERAGES, -p[test], wrong[test]))
+        curves["maxprob"].append(risk_at(COVERAGES, confidence[test], wrong[test]))
     summary = {
         name: {
             "value": float(np.nanmean(values)),
@@ -105,7 +110,27 @@ def judge(rows: Sequence[dict[str, Any]], *, alpha: float = 0.1) -> dict[str, An
         }
         for name, values in found.items()
     }
-    return {"alpha": alpha, "n_items": len(rows), "wrong_share": float(wrong.mean()), **summary}
+    return {
+        "alpha": alpha,
+        "n_items": len(rows),
+        "wrong_share": float(wrong.mean()),
+        "coverages": list(COVERAGES),
+        "risk_at_coverage": {name: np.mean(each, 0).tolist() for name, each in curves.items()},
+        **summary,
+    }
+
+
+def risk_at(
+    coverages: Sequence[float], confidence_N: NDArray[np.float64], wrong_N: NDArray[np.bool_]
+) -> list[float]:
+    """Share of wrong answers among the most confident, for each share answered.
+
+    >>> risk_at([0.5, 1.0], np.array([0.9, 0.1]), np.array([False, True]))
+    [0.0, 0.5]
+    """
+    order = np.argsort(-confidence_N, kind="stable")
+    counts = [max(1, round(share * len(order))) for share in coverages]
+    return [float(wrong_N[order[:n]].mean()) for n in counts]
 
 
 def finish(rows: Sequence[dict[str, Any]], *, alpha: float) -> tuple[Head, float]:

@@ -30,6 +30,8 @@ def build(notes: Mapping[str, Any]) -> dict[str, Any]:
         _mood(notes.get("mood")),
         _diversity(notes.get("diversity")),
         _abstention(notes.get("abstention")),
+        _silence(notes.get("volition")),
+        _receipts(notes.get("mood")),
     ]
     return {"schema": SCHEMA, "sections": sections}
 
@@ -78,7 +80,23 @@ def _costs(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         return _section(title, [PENDING])
     columns = ["medición", "idioma", "mando", "×0", "×½", "×1", "×2"]
     text = "Nats por token de más, con intervalo del 95 % remuestreando documentos."
-    return _section(title, [text], _table(columns, rows))
+    drawn = [_ladder(key.partition(":")[2] or "modelo", facts) for key, facts in found.items()]
+    return _section(title, [text], _table(columns, rows), drawn)
+
+
+def _ladder(label: str, facts: Mapping[str, Any]) -> tuple[str, str, str]:
+    knobs = facts["costs"].get("es") or next(iter(facts["costs"].values()))
+    series = [
+        plots.Series(
+            knob,
+            [(float(level), one["value"]) for level, one in levels.items()],
+            [(float(level), one["low"], one["high"]) for level, one in levels.items()],
+        )
+        for knob, levels in knobs.items()
+    ]
+    name = f"Qué cuesta cada mando: {label}"
+    svg = plots.line_chart(name, series, x_label="veces lo normal", y_label="nats por token")
+    return name, "Nats por token de más según cuántas veces lo normal se pone cada mando.", svg
 
 
 def _training(found: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -99,37 +117,101 @@ def _mood(found: Mapping[str, Any] | None) -> dict[str, Any]:
     title = "¿Es real el ánimo? Causa, duración, amnesia"
     if not found:
         return _section(title, [PENDING])
-    rows, series = [], []
+    rows = []
     for seed in found["seeds"]:
-        for arm in ("dose", "placebo"):
+        name = f"semilla {seed['seed']}"
+        for arm, told in (("dose", "pendiente"), ("placebo", "pendiente del placebo")):
             if arm in seed:
                 estimate = as_estimate(seed[arm]["slope"])
-                rows.append([f"semilla {seed['seed']}", arm, estimate.text(), str(estimate.n)])
-        points = list(zip(seed["dose"]["doses"], seed["dose"]["means"], strict=True))
-        series.append(plots.Series(f"semilla {seed['seed']}", points))
-        shock = seed.get("shock")
-        if shock:
+                rows.append([name, told, estimate.text(), str(estimate.n)])
+        if shock := seed.get("shock"):
             measured = shock["measured_half_life"]
-            shown = "no decae" if measured is None else f"{measured:.2f}"
-            text = f"{shown} turnos (diseñada {shock['designed_half_life']:.2f})"
-            rows.append([f"semilla {seed['seed']}", "vida media", text, str(shock["n"])])
+            shown = "no decae" if measured is None else f"{measured:.2f}".replace(".", ",")
+            designed = f"{shock['designed_half_life']:.2f}".replace(".", ",")
+            text = f"{shown} turnos (diseñada {designed})"
+            rows.append([name, "vida media", text, str(shock["n"])])
     if found.get("shuffled"):
         estimate = as_estimate(found["shuffled"]["slope"])
-        rows.append(["control", "barajado", estimate.text(), str(estimate.n)])
+        rows.append(["control", "pendiente del barajado", estimate.text(), str(estimate.n)])
     paragraphs = ["Pendiente del agrado oído sobre el impuesto (evaluador independiente)."]
-    amnesia = found.get("amnesia")
-    if amnesia:
+    if amnesia := found.get("amnesia"):
         mean = as_estimate(amnesia["mean"])
         paragraphs.append(
             f"Amnesia: diferencia {mean.text()} log-odds, p = {amnesia['p']:.4f}, "
             f"{amnesia['n_pairs']} pares, {amnesia['n_seeds']} semillas."
         )
-    svg = plots.line_chart(
-        "Dosis y respuesta", series, x_label="agrado impuesto", y_label="log-odds de agrado"
-    )
-    alt = "Agrado oído según el agrado impuesto, una línea por semilla de entrenamiento."
+        if amnesia.get("same_event"):
+            control = as_estimate(amnesia["same_event"])
+            paragraphs.append(
+                f"Control (dos conversaciones del mismo suceso): {control.text()}, "
+                f"p = {amnesia['p_same_event']:.4f}."
+            )
     table = _table(["quién", "qué", "valor [95 %]", "n"], rows)
-    return _section(title, paragraphs, table, [("Dosis y respuesta", alt, svg)])
+    makers = (_dose_chart, _shock_chart, _amnesia_chart, _trail_chart)
+    drawn = [chart for make in makers if (chart := make(found)) is not None]
+    return _section(title, paragraphs, table, drawn)
+
+
+Chart = tuple[str, str, str]
+
+
+def _dose_chart(found: Mapping[str, Any]) -> Chart | None:
+    name = "Dosis y respuesta"
+    arms = [(f"semilla {seed['seed']}", seed["dose"]) for seed in found["seeds"]]
+    arms += [("placebo", seed["placebo"]) for seed in found["seeds"][:1] if "placebo" in seed]
+    arms += [("barajado", found["shuffled"])] if found.get("shuffled") else []
+    series = [
+        plots.Series(label, list(zip(arm["doses"], arm["means"], strict=True)))
+        for label, arm in arms
+    ]
+    svg = plots.line_chart(name, series, x_label="agrado impuesto", y_label="log-odds de agrado")
+    return name, "Agrado oído según el agrado impuesto: semillas, placebo y barajado.", svg
+
+
+def _shock_chart(found: Mapping[str, Any]) -> Chart | None:
+    """Measured decay against the designed e^(-k ln 2 / half life), both from 1."""
+    name = "Cómo se apaga un golpe"
+    shocks = [(seed["seed"], seed["shock"]) for seed in found["seeds"] if seed.get("shock")]
+    series = [
+        plots.Series(
+            f"semilla {at}", [(k, v / one["curve"][0]) for k, v in enumerate(one["curve"])]
+        )
+        for at, one in shocks
+        if one["curve"][0] > 0
+    ]
+    if not series:
+        return None
+    half, turns = shocks[0][1]["designed_half_life"], len(shocks[0][1]["curve"])
+    series.append(plots.Series("diseñada", [(k, 0.5 ** (k / half)) for k in range(turns)]))
+    svg = plots.line_chart(name, series, x_label="turnos después", y_label="diferencia de agrado")
+    return (
+        name,
+        "Diferencia de agrado entre elogio e insulto, turno a turno, sobre la primera.",
+        svg,
+    )
+
+
+def _amnesia_chart(found: Mapping[str, Any]) -> Chart | None:
+    name = "Amnesia: lo que se oye con solo 256 bytes"
+    runs = [seed for seed in found["seeds"] if seed.get("amnesia")]
+    rows = [(f"semilla {run['seed']}", run["amnesia"]["differences"]) for run in runs]
+    same = [d for run in runs for d in run["amnesia"].get("same_event", [])]
+    rows += [("mismo suceso", same)] if same else []
+    if not rows:
+        return None
+    svg = plots.violin_chart(name, rows, x_label="agrado tras elogio − tras insulto (log-odds)")
+    return name, "Diferencias por pareja de conversaciones, por semilla, y el control.", svg
+
+
+def _trail_chart(found: Mapping[str, Any]) -> Chart | None:
+    name = "Por dónde anda el ánimo"
+    trail = next((seed["trail"] for seed in found["seeds"] if seed.get("trail")), None)
+    if trail is None:
+        return None
+    series = [plots.Series(f"tras {event}", trail[event]) for event in ("elogio", "insulto")]
+    series.append(plots.Series("reposo", [trail["home"]]))
+    svg = plots.line_chart(name, series, x_label="agrado", y_label="activación")
+    return name, "Agrado y activación turno a turno: dos golpes y luego ocho turnos neutros.", svg
 
 
 def _diversity(found: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -137,7 +219,11 @@ def _diversity(found: Mapping[str, Any] | None) -> dict[str, Any]:
     if not found:
         return _section(title, [PENDING])
     series = [
-        plots.Series(arm, [(point["nats"], point["jaccard"]) for point in front])
+        plots.Series(
+            arm,
+            [(point["nats"], point["jaccard"]) for point in front],
+            [(p["nats"], p["low"], p["high"]) for p in front if "low" in p],
+        )
         for arm, front in found["fronts"].items()
     ]
     rows = [
@@ -176,4 +262,57 @@ def _abstention(found: Mapping[str, Any] | None) -> dict[str, Any]:
         f"{found['n_items']} preguntas, falla el {100 * found['wrong_share']:.0f} %; 100 "
         "particiones. El riesgo es contestar mal sobre todas las preguntas, no las contestadas."
     )
-    return _section(title, [text], _table(["qué", "media [95 % entre particiones]"], rows))
+    drawn = []
+    if curves := found.get("risk_at_coverage"):
+        told = {"head": "cabeza", "maxprob": "probabilidad máxima"}
+        series = [
+            plots.Series(told[key], list(zip(found["coverages"], risks, strict=True)))
+            for key, risks in curves.items()
+        ]
+        svg = plots.line_chart(
+            "Riesgo y cobertura", series, x_label="parte contestada", y_label="parte que falla"
+        )
+        drawn.append(("Riesgo y cobertura", "Fallos entre lo contestado, de lo más seguro.", svg))
+    table = _table(["qué", "media [95 % entre particiones]"], rows)
+    return _section(title, [text], table, drawn)
+
+
+def _silence(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    title = "Callar, y su techo"
+    if not found:
+        return _section(title, [PENDING])
+    text = (
+        f"Cuándo viene a cuento callar: {found['n']} mensajes, acierta "
+        f"{100 * found['accuracy']:.0f} % de lo apartado (precisión {100 * found['precision']:.0f} "
+        f"%, cobertura {100 * found['recall']:.0f} %)."
+    )
+    if not found.get("ceiling"):
+        return _section(title, [text])
+    measured = [(float(rate), float(share)) for rate, share in found["ceiling"]]
+    limit = [(rate, rate) for rate, _ in measured]
+    name = "Silencios frente al techo"
+    svg = plots.line_chart(
+        name,
+        [plots.Series("calla", measured), plots.Series("techo", limit)],
+        x_label="techo",
+        y_label="parte de los turnos",
+    )
+    rows = [
+        [f"{rate:g}".replace(".", ","), f"{share:.5f}".replace(".", ",")]
+        for rate, share in measured
+    ]
+    more = f"{found['ceiling_draws']} sorteos por techo, en mensajes en los que nada lo prohíbe."
+    return _section(title, [text, more], _table(["techo", "calla"], rows), [(name, more, svg)])
+
+
+def _receipts(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    title = "Repetición byte a byte"
+    lived = [row for seed in (found or {}).get("seeds", ()) for row in seed.get("receipts", ())]
+    if not lived:
+        return _section(title, [PENDING])
+    rows = [
+        [str(row["turns"]), row["sha256"][:16], "sí" if row["is_identical"] else "NO"]
+        for row in lived
+    ]
+    text = "Conversaciones con todos los mandos puestos, vividas dos veces: textos y ánimos."
+    return _section(title, [text], _table(["turnos", "sha256", "idéntica"], rows))

@@ -163,18 +163,25 @@ def judge(rows: Sequence[dict[str, Any]], *, seed: int = 0) -> dict[str, Any]:
     mean = table.mean(0)
     volumes = np.array([hypervolume(arm, worst) for arm in mean])
     generator = np.random.default_rng(seed)
-    draws = []
+    draws, again = [], []
     for _ in range(RESAMPLES):
-        again = table[generator.integers(0, len(table), len(table))].mean(0)
-        found = np.array([hypervolume(arm, worst) for arm in again])
+        again.append(table[generator.integers(0, len(table), len(table))].mean(0))
+        found = np.array([hypervolume(arm, worst) for arm in again[-1]])
         draws.append(found - found[0])
     low, high = np.quantile(np.array(draws), (0.025, 0.975), axis=0)
+    below, above = np.quantile(np.array(again)[..., 1], (0.025, 0.975), axis=0)
     return {
         "n_prompts": len(table),
         "k": K,
         "fronts": {
             arm: [
-                {"temperature": t, "nats": float(mean[a, j, 0]), "jaccard": float(mean[a, j, 1])}
+                {
+                    "temperature": t,
+                    "nats": float(mean[a, j, 0]),
+                    "jaccard": float(mean[a, j, 1]),
+                    "low": float(below[a, j]),
+                    "high": float(above[a, j]),
+                }
                 for j, t in enumerate(TEMPERATURES)
             ]
             for a, arm in enumerate(ARMS)

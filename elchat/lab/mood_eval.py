@@ -7,6 +7,7 @@ mood trained on shuffled labels, and for the amnesia a reset. The ear is `elchat
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ import torch
 
 from elchat.autonomy import Autonomy, Conversation, Settings
 from elchat.autonomy.mood import AXES, PRESENCE, Mood, half_life
+from elchat.chat_format import Message
 from elchat.files import write_json
 from elchat.lab.scorer import scorer
 from elchat.lab.stats import mean_bootstrap, paired_permutation_p, slope_bootstrap
@@ -31,6 +33,7 @@ EVENTS = ("elogio", "insulto")
 CALM_REPLY = "Bueno, seguimos."
 SAMPLING = SamplingParams(temperature=0.7, top_p=0.95, top_k=100, max_new_tokens=32)
 GAIN = Settings(mood_gain=1.0)
+ALL_ON = Settings(stochastic_depth=0.1, noise_scale=0.01, stochastic_temp_var=0.2, mood_gain=1.0)
 
 
 def placebo(mood: Mood, seed: int) -> Mood:
@@ -182,6 +185,46 @@ def shock(speaker: Speaker, *, n: int = 12, quiet_turns: int = 8, seed: int = 0)
     }
 
 
+def trail(speaker: Speaker, *, quiet_turns: int = 8, seed: int = 0) -> dict[str, Any]:
+    """Valence and arousal turn by turn: twice praised or insulted, then neutral turns."""
+    said_to, rest = blows(), home(speaker.autonomy)
+    found: dict[str, Any] = {"home": [float(rest[0]), float(rest[1])]}
+    for event in EVENTS:
+        said = [*said_to[event][:2], *neutral_questions(quiet_turns)]
+        talk = speaker.live(said, [CALM_REPLY] * len(said), seed=seed)
+        moods = [record.mood for record in talk.records if record.mood is not None]
+        found[event] = [[float(mood[0]), float(mood[1])] for mood in moods]
+    return found
+
+
+def receipts(speaker: Speaker, *, n: int = 4, turns: int = 3) -> list[dict[str, Any]]:
+    """Conversations with every knob on, lived twice: the hash of each and whether it came back."""
+    questions, rows = neutral_questions(n * turns), []
+    for i in range(n):
+        said = questions[i * turns : (i + 1) * turns]
+        once, again = (converse(speaker, said, seed=i) for _ in range(2))
+        digests = [hashlib.sha256("\n".join(one).encode()).hexdigest() for one in (once, again)]
+        rows.append(
+            {"turns": turns, "sha256": digests[0], "is_identical": digests[0] == digests[1]}
+        )
+    return rows
+
+
+def converse(speaker: Speaker, said: Sequence[str], *, seed: int) -> list[str]:
+    """The replies, and after each the mood it left, of a conversation with every knob on."""
+    talk = speaker.autonomy.open(ALL_ON, seed=seed, conversation="recibo")
+    history: list[Message] = []
+    found: list[str] = []
+    for message in said:
+        history.append({"role": "user", "content": message})
+        prompt = speaker.loaded.chat.render(history, add_generation_prompt=True)
+        hook = talk.turn(prompt.ids, list(prompt.turn_starts), text=message)
+        (reply,) = speaker.writer.write([Ask(prompt.ids, SAMPLING, hook)])
+        history.append({"role": "assistant", "content": reply})
+        found += [reply, talk.mood.to_bytes().hex()]
+    return found
+
+
 def amnesia(
     speaker: Speaker,
     *,
@@ -276,6 +319,8 @@ def evaluate(
         "dose": lambda: dose(real, "dosis"),
         "placebo": lambda: dose(fake, "placebo"),
         "shock": lambda: shock(real, seed=seed),
+        "trail": lambda: trail(real, seed=seed),
+        "receipts": lambda: receipts(real),
         "amnesia": lambda: amnesia(real, n_pairs=n_pairs, seed=seed, progress=progress("amnesia")),
     }
     for name, run in parts.items():

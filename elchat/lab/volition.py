@@ -15,15 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elchat.autonomy import Autonomy, Settings
-from elchat.autonomy.silence import Head, volition_features
+from elchat.autonomy.silence import Head, choose, volition_features
 from elchat.autonomy.turn import Turn
 from elchat.lab.heads import Spy, fit_head, probabilities
 from elchat.lab.writer import Ask, Progress, Writer
+from elchat.philox import Dice, Stream
 from elchat.sampling import SamplingParams
 from elchat.weights import LoadedModel
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "datos/autonomia/silencios.tsv"
 FOLDS = 10
+RATES, DRAWS = (0.0, 0.02, 0.05, 0.1), 100_000
 ONE_TOKEN = SamplingParams(temperature=0.0, max_new_tokens=1)
 
 
@@ -77,11 +79,23 @@ def teach(
         held = fold == one
         p[held] = probabilities(fit_head(features[~held], is_apt[~held]), features[held])
     says = p > 0.5
-    facts = {
+    facts: dict[str, Any] = {
         "n": len(is_apt),
         "n_apt": int(is_apt.sum()),
         "precision": float((says & is_apt).sum() / max(1, says.sum())),
         "recall": float((says & is_apt).sum() / is_apt.sum()),
         "accuracy": float((says == is_apt).mean()),
+        "ceiling": [[rate, silence_rate(p[is_apt], rate)] for rate in RATES],
+        "ceiling_draws": DRAWS,
     }
     return fit_head(features, is_apt), facts
+
+
+def silence_rate(p_N: NDArray[np.float64], rate: float, *, draws: int = DRAWS) -> float:
+    """How often turns that nothing forbids end in silence under a ceiling, over many draws."""
+    dice = Dice(0, f"techo-{rate}")
+    silent = 0
+    for i in range(draws):
+        draw = dice.uniform(Stream.SILENCE, turn=i)
+        silent += choose(float(p_N[i % len(p_N)]), draw, rate, None).act == "silent"
+    return silent / draws

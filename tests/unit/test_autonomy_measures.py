@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 
-from elchat.lab import abstention, diversity, mood_eval
+from elchat.lab import abstention, card, diversity, mood_eval, volition
 from elchat.lab.writer import Ask, Writer
 from elchat.sampling import SamplingParams
 from tests import autonomy_toys as toys
@@ -108,3 +109,47 @@ def test_knowing_is_learnt_from_its_own_answers(loaded, autonomy):
     rows = abstention.observe(loaded, autonomy, questions)
     assert [row["right"] for row in rows] == [0.0] * 3
     assert np.isfinite(np.stack([row["features"] for row in rows])).all()
+
+
+def test_a_card_shows_everything_measured(loaded, autonomy, speaker, tmp_path, monkeypatch):
+    monkeypatch.setattr(diversity, "TEMPERATURES", (0.5, 1.2))
+    monkeypatch.setattr(diversity, "MAX_NEW_TOKENS", 4)
+    questions = [(f"¿Cuánto es {i}?", ["e"]) for i in range(12)]
+    observed = abstention.observe(loaded, autonomy, questions)
+    for i, row in enumerate(observed):
+        row["right"] = float(i % 2)
+    seed = {
+        "seed": 0,
+        "dose": mood_eval.dose_response(speaker, n_questions=2),
+        "shock": mood_eval.shock(speaker, n=2, quiet_turns=3),
+        "trail": mood_eval.trail(speaker, quiet_turns=2),
+        "receipts": mood_eval.receipts(speaker, n=1, turns=2),
+        "amnesia": mood_eval.amnesia(speaker, n_pairs=2),
+    }
+    seed["placebo"] = seed["dose"]
+    seed["shock"]["curve"][0] = abs(seed["shock"]["curve"][0]) + 0.1
+    level = {"value": 0.1, "low": 0.0, "high": 0.2, "n": 3}
+    notes = {
+        "ablation": {"extra_nats": [3.0, 0.1], "n_tokens": 10, "skippable": [1]},
+        "cost": {"costs": {"es": {"todo": {"0": level, "1": level}}}},
+        "mood": {
+            "seeds": [seed],
+            "amnesia": mood_eval.judge_amnesia([seed["amnesia"]]),
+            "shuffled": seed["dose"],
+        },
+        "diversity": diversity.run(loaded, autonomy, tmp_path / "rows.json", n_prompts=2),
+        "abstention": abstention.judge(observed, alpha=0.4),
+        "volition": volition.teach(loaded, autonomy)[1],
+    }
+    assert seed["receipts"][0]["is_identical"]
+    built = card.build(notes)
+    assert card.PENDING not in json.dumps(built, ensure_ascii=False)
+    drawn = [plot for section in built["sections"] for plot in section["plots"]]
+    assert len(drawn) == 9  # the reference's ten, the hashes being a table
+    for plot in drawn:
+        assert ElementTree.fromstring(plot["svg"]).find("{*}desc").text
+        assert plot["alt"]
+    ceilings = notes["volition"]["ceiling"]
+    assert all(share <= rate + 0.003 for rate, share in ceilings)
+    assert ceilings[0][1] == 0.0
+    assert ceilings[-1][1] > 0.0

@@ -17,6 +17,7 @@ from elchat.plots import (
     line_chart,
     thin,
     tick,
+    violin_chart,
 )
 
 EVIL = '<script>alert("ñ")</script>&'
@@ -38,6 +39,7 @@ def lines(*series: Series) -> str:
                    marks=[(0.5, EVIL)], description=EVIL),
         interval_chart(EVIL, [EVIL], [Row(EVIL, [Dot(1, 0, 2)], 0.5)], x_label=EVIL),
         bar_chart(EVIL, [(EVIL, 3)], unit=EVIL),
+        violin_chart(EVIL, [(EVIL, [1.0, 2.0])], x_label=EVIL),
     ],
 )  # fmt: skip
 def test_text_from_outside_is_inert(svg: str):
@@ -130,3 +132,23 @@ def test_bars_are_as_long_as_their_values():
     widths = [float(w) for w in re.findall(r'<rect[^>]* width="([\d.]+)"',
                                            bar_chart("x", [("a", 4), ("b", 1)]))]  # fmt: skip
     assert widths[0] == pytest.approx(4 * widths[1], rel=0.01)
+
+
+def test_a_violin_is_as_wide_as_its_values_and_marks_their_mean():
+    svg = violin_chart("v", [("a", [0.0, 1.0, 2.0]), ("b", [math.nan])], x_label="x")
+    root = parse(svg)
+    assert root.find(f"{SVG}desc").text == "a: media 1, 3 valores; b: media 0, 0 valores"
+    (shape,) = root.iter(f"{SVG}polygon")
+    points = [tuple(map(float, pair.split(","))) for pair in shape.get("points").split()]
+    (dot,) = root.iter(f"{SVG}circle")
+    xs = [x for x, _ in points]
+    assert min(xs) < float(dot.get("cx")) < max(xs)
+    ys = [y for _, y in points]
+    assert min(ys) + max(ys) == pytest.approx(2 * float(dot.get("cy")), abs=0.2)  # mirrored
+
+
+def test_a_band_is_within_the_axes_and_behind_the_line():
+    svg = lines(Series("a", [(0, 1.0), (1, 2.0)], [(0, -3.0, 5.0), (1, 1.0, 3.0)]))
+    shapes = [node.tag.removeprefix(SVG) for node in parse(svg).iter()]
+    assert shapes.index("polygon") < shapes.index("polyline")
+    assert "−3" in svg or "−4" in svg or "−5" in svg
