@@ -30,6 +30,7 @@ from elchat.weights import LoadedModel
 DOSES = (-2.0, -1.0, 0.0, 1.0, 2.0)  # valence, in the mood's own units
 DATA = Path(__file__).parent / "data"
 EVENTS = ("elogio", "insulto")
+RESETS = 8
 CALM_REPLY = "Bueno, seguimos."
 SAMPLING = SamplingParams(temperature=0.7, top_p=0.95, top_k=100, max_new_tokens=32)
 GAIN = Settings(mood_gain=1.0)
@@ -254,7 +255,7 @@ def amnesia(
     arms = {
         "differences": pairs,
         "same_event": [[pairs[i - 1][i % 2], pairs[i][i % 2]] for i in range(n_pairs)],
-        "reset": [[rest, rest]] * n_pairs,
+        "reset": [[rest, rest]] * min(n_pairs, RESETS),
     }
     found: dict[str, Any] = {
         "state_valence_difference": [float(praised[0] - insulted[0]) for praised, insulted in pairs]
