@@ -1,7 +1,8 @@
-"""A small decoder for experiments: many replies to one prompt side by side, each with its own hook.
+"""The reference decoder: replies to one prompt side by side, each with its own hook, plainly.
 
-The engine serves people; this one measures. Rows share the prompt's ids, so they stay aligned and
-no padding is needed; everything else (mood, mask, noise, temperature, dice) is each row's own.
+What the tests hold the engine's hooks against, and what a library's record is lived again with.
+Rows share the prompt's ids, so they stay aligned and no padding is needed; everything else (mood,
+mask, noise, temperature, dice) is each row's own. Experiments use `elchat.lab.writer`.
 """
 
 from __future__ import annotations
