@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, help="dónde se escribe; junto al modelo, si no se dice")
     parser.add_argument("--spanish", type=Path, help="texto español con el que medir")
     parser.add_argument("--english", type=Path, help="texto inglés con el que medir")
+    parser.add_argument("--skippable", type=int, nargs="*", help="capas, en vez de las escritas")
     parser.add_argument("--tokens", type=int, help="tokens por idioma")
     parser.add_argument("--conversations", type=int, default=240, help="con las que se entrena")
     parser.add_argument("--stage", type=int, choices=[0, 1], default=0, help="1: también lo libre")
@@ -91,6 +92,8 @@ def run_ablate(args: Arguments) -> tuple[Any, str]:
 def run_cost(args: Arguments) -> tuple[Any, str]:
     """Nats per token of each knob at 0, 1/2, 1 and 2 times its default."""
     loaded, autonomy, folder = open_model(args)
+    if args.skippable:
+        autonomy = replace(autonomy, skippable=tuple(args.skippable))
     if not autonomy.skippable:
         raise DataError(
             f"{args.model} no tiene escrito qué capas se pueden saltar.",
