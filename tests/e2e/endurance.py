@@ -130,10 +130,11 @@ class Torture:
         code = None
         if fault == "disk":  # it must meet the full disk by itself, or end
             code = killer.wait(child, 20.0)
-        for _ in range(2):  # the second is obeyed at once: a stalled reader never sees the first
+        # the second is obeyed whatever goes on: a stalled reader never sees the first
+        for patience_s in (1.0 if fault == "stall" else 30.0, 30.0):
             if code is None:
                 os.kill(child, signal.SIGTERM)
-                code = killer.wait(child, 1.0 if fault == "stall" else 30.0)
+                code = killer.wait(child, patience_s)
         if code is None:
             killer.kill(child)
         assert code is not None, f"{fault}: no obedece a dos SIGTERM"
