@@ -125,7 +125,14 @@ def plan(config: Config, *, is_measured: bool = False) -> dict[str, Any]:
         cores = config.compute.threads or hardware.usable_cores()
         peak = hardware.cpu_peak_tflops(cores, hardware.cpu_flags())
         known = estimate.Memory(**footprint["cpu"]) if footprint else None
-        local = estimate.on_cpu(config, shape, cores=cores, peak_tflops=peak, measured=known)
+        local = estimate.on_cpu(
+            config,
+            shape,
+            cores=cores,
+            peak_tflops=peak,
+            measured=known,
+            on_kernels=bool(footprint and footprint["on_kernels"]),
+        )
     return {
         "is_measured": footprint is not None,
         "cpu_path": footprint["cpu_path"] if footprint else None,

@@ -149,10 +149,15 @@ def load_newest(root: Path, *, warn: Callable[[str], None]) -> Checkpoint | None
 
 
 def prune(root: Path, *, keep_last: int, keep: Path | None = None) -> None:
-    """Delete all but the newest `keep_last` checkpoints and `keep` (the best one)."""
+    """Delete all but the newest `keep_last` checkpoints and `keep` (the best one).
+
+    Each loses its name first: killed half-way, what is left is no checkpoint that cannot be read.
+    """
     for path in list_checkpoints(root)[:-keep_last]:
         if keep is None or path.name != keep.name:
-            shutil.rmtree(path)
+            doomed = path.with_name(f".{path.name}.old.tmp")
+            shutil.rmtree(doomed, ignore_errors=True)
+            shutil.rmtree(path.rename(doomed))
 
 
 def remove_leftovers(root: Path) -> None:

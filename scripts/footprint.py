@@ -4,7 +4,7 @@
 
 What `elchat estimate` starts. The question: {"shape": ..., "config": ..., "cpu": bool,
 "gpu": bool}; the answer, one line of JSON: {"cpu": {kind: bytes} or null, "cpu_path": how layers
-run, "gpu": {"plain": [of one row, of two], "checkpointed": [...]} or null}.
+run, "on_kernels": bool, "gpu": {"plain": [of one row, of two], "checkpointed": [...]} or null}.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
         }
 
     on_cpu = on_gpu = path = None
+    on_kernels = False
     if asked["cpu"]:
         precision, on_kernels, path = cpu_path(config, shape)
         rows = min(estimate.cpu_rows(config), stage.batch_tokens // stage.context_tokens)
@@ -65,7 +66,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
         precision = "fp32" if training.precision == "fp32" else "bf16"
         on_gpu = {"plain": [kinds(rows, precision, False) for rows in (1, 2)]}
         on_gpu["checkpointed"] = [kinds(rows, precision, True) for rows in (1, 2)]
-    return {"cpu": on_cpu, "cpu_path": path, "gpu": on_gpu}
+    return {"cpu": on_cpu, "cpu_path": path, "on_kernels": on_kernels, "gpu": on_gpu}
 
 
 def cpu_path(config: Config, shape: GPTConfig) -> tuple[str, bool, str]:

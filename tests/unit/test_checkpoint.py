@@ -72,6 +72,29 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path):
     ]
 
 
+def test_killed_while_pruning_nothing_unreadable_is_left(tmp_path, monkeypatch):
+    """Found by the hundred faults: a checkpoint that had lost its weights and kept its name."""
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    remove = shutil.rmtree
+
+    def die(path, **options):
+        if options:
+            return remove(path, **options)
+        (path / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.prune(tmp_path, keep_last=1)
+    for path in checkpoint.list_checkpoints(tmp_path):
+        checkpoint.load(path)
+    checkpoint.prune(tmp_path, keep_last=1)
+    write(tmp_path, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000003", "step_000004"]
+
+
 def test_leftovers_of_a_killed_writer_are_removed_and_never_listed(tmp_path):
     leftover = tmp_path / ".step_000009.tmp"
     leftover.mkdir()
