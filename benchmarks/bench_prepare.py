@@ -28,9 +28,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGE = "spa_Latn"
 EOS = "<|endoftext|>"
+Times = tuple[float, float]
 
 
-def elchat_read(arguments: argparse.Namespace) -> float:
+def elchat_read(arguments: argparse.Namespace) -> Times:
     """Our reader: every line decoded, parsed and checked."""
     from elchat.config import SourceSection
     from elchat.data.sources import SourceReader
@@ -39,7 +40,7 @@ def elchat_read(arguments: argparse.Namespace) -> float:
     return timed(lambda: sum(1 for _ in reader))
 
 
-def elchat_encode(arguments: argparse.Namespace) -> float:
+def elchat_encode(arguments: argparse.Namespace) -> Times:
     """Read, encode and write tokens, uncleaned: what `datasets.map` is asked for."""
     from itertools import islice
 
@@ -67,7 +68,7 @@ def elchat_encode(arguments: argparse.Namespace) -> float:
     return timed(run)
 
 
-def elchat_all(arguments: argparse.Namespace, *, near: bool = True) -> float:
+def elchat_all(arguments: argparse.Namespace, *, near: bool = True) -> Times:
     """Repair, boilerplate, repetition, language, exact and near duplicates, tokens, sha256."""
     from elchat.config import parse
     from elchat.data.prepare import prepare
@@ -97,22 +98,22 @@ def elchat_all(arguments: argparse.Namespace, *, near: bool = True) -> float:
     )
 
 
-def elchat_exact(arguments: argparse.Namespace) -> float:
+def elchat_exact(arguments: argparse.Namespace) -> Times:
     """Everything but the near duplicates."""
     return elchat_all(arguments, near=False)
 
 
-def datatrove_read(arguments: argparse.Namespace) -> float:
+def datatrove_read(arguments: argparse.Namespace) -> Times:
     """Its JsonlReader."""
     return pipeline(arguments, [])
 
 
-def datatrove_encode(arguments: argparse.Namespace) -> float:
+def datatrove_encode(arguments: argparse.Namespace) -> Times:
     """JsonlReader and DocumentTokenizer."""
     return pipeline(arguments, [], encodes=True)
 
 
-def datatrove_all(arguments: argparse.Namespace) -> float:
+def datatrove_all(arguments: argparse.Namespace) -> Times:
     """FTFY, Gopher repetition and quality, MinHash signatures, DocumentTokenizer.
 
     No language filter (its model is a download), and of the four MinHash passes only the first.
@@ -142,7 +143,7 @@ class Tee:
         return iter(documents)
 
 
-def pipeline(arguments: argparse.Namespace, steps: list[Any], encodes: bool = False) -> float:
+def pipeline(arguments: argparse.Namespace, steps: list[Any], encodes: bool = False) -> Times:
     """Run datatrove's steps in this process, as its executor does for a task."""
     from collections import deque
 
@@ -171,7 +172,7 @@ def pipeline(arguments: argparse.Namespace, steps: list[Any], encodes: bool = Fa
     return timed(run)
 
 
-def datasets_encode(arguments: argparse.Namespace) -> float:
+def datasets_encode(arguments: argparse.Namespace) -> Times:
     """load_dataset("json") and map(batched=True) with the same tokenizer, to its arrow cache."""
     from datasets import disable_progress_bars, load_dataset
     from tokenizers import Tokenizer
@@ -191,7 +192,7 @@ def datasets_encode(arguments: argparse.Namespace) -> float:
     return timed(run)
 
 
-WORKS: dict[str, Callable[[argparse.Namespace], float]] = {
+WORKS: dict[str, Callable[[argparse.Namespace], Times]] = {
     "leer: elchat": elchat_read,
     "leer: datatrove": datatrove_read,
     "leer y codificar: elchat": elchat_encode,
@@ -203,11 +204,11 @@ WORKS: dict[str, Callable[[argparse.Namespace], float]] = {
 }
 
 
-def timed(run: Callable[[], Any]) -> float:
-    """Seconds it takes."""
-    began = time.perf_counter()
+def timed(run: Callable[[], Any]) -> Times:
+    """Seconds on the wall, and of the processor, which say something on a busy machine too."""
+    began, cpu_began = time.perf_counter(), time.process_time()
     run()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - cpu_began
 
 
 def main() -> int:
@@ -225,18 +226,23 @@ def main() -> int:
         print(json.dumps(WORKS[arguments.work[0]](arguments)))
         return 0
     names = arguments.work or list(WORKS)
-    speeds: dict[str, list[float]] = {name: [] for name in names}
+    speeds: dict[str, list[Times]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "texto", "textos.jsonl")
         n_bytes = take(arguments.input, text, arguments.mb * 1e6)
         digest = hashlib.sha256(text.read_bytes()).hexdigest()[:16]
         for _ in range(arguments.rounds):
             for name in names:
-                speeds[name].append(n_bytes / 1e6 / measure(name, text, arguments.tokenizer))
-                print(f"{name}: {speeds[name][-1]:.2f} MB/s", file=sys.stderr, flush=True)
+                wall_s, cpu_s = measure(name, text, arguments.tokenizer)
+                speeds[name].append((n_bytes / 1e6 / wall_s, n_bytes / 1e6 / cpu_s))
+                print(f"{name}: {speeds[name][-1]}", file=sys.stderr, flush=True)
     show(speeds)
     facts = {"mb": round(n_bytes / 1e6, 2), "text": digest, "load": os.getloadavg()}
-    print(json.dumps({"benchmark": "prepare", **facts, "mb_s": speeds}, ensure_ascii=False))
+    print(
+        json.dumps(
+            {"benchmark": "prepare", **facts, "mb_s_wall_and_cpu": speeds}, ensure_ascii=False
+        )
+    )
     return 0
 
 
@@ -255,8 +261,8 @@ def take(source: Path, target: Path, n_bytes: float) -> int:
     return held
 
 
-def measure(name: str, text: Path, tokenizer: Path) -> float:
-    """Seconds of one work in a process of its own, on one core."""
+def measure(name: str, text: Path, tokenizer: Path) -> Times:
+    """Times of one work in a process of its own, on one core."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.bench_prepare", "--child", "--work", name]
         command += ["--input", str(text), "--tokenizer", str(tokenizer.resolve())]
@@ -271,19 +277,22 @@ def measure(name: str, text: Path, tokenizer: Path) -> float:
             text=True,
             preexec_fn=on_one_core,
         )
-    return float(done.stdout.splitlines()[-1])
+    wall_s, cpu_s = json.loads(done.stdout.splitlines()[-1])
+    return wall_s, cpu_s
 
 
 def on_one_core() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
-def show(speeds: dict[str, list[float]]) -> None:
+def show(speeds: dict[str, list[Times]]) -> None:
     width = max(map(len, speeds)) + 2
-    print(f"{'MB/s de un núcleo':{width}}{'mediana':>9}{'mín–máx':>16}")
+    print(f"{'MB/s de un núcleo':{width}}{'mediana':>9}{'mín–máx':>16}{'por s de CPU':>14}")
     for name, found in speeds.items():
-        spread = f"{min(found):.2f}–{max(found):.2f}"
-        print(f"{name:{width}}{statistics.median(found):>9.2f}{spread:>16}")
+        wall, cpu = zip(*found, strict=True)
+        spread = f"{min(wall):.2f}–{max(wall):.2f}"
+        middle = statistics.median(wall), statistics.median(cpu)
+        print(f"{name:{width}}{middle[0]:>9.2f}{spread:>16}{middle[1]:>14.2f}")
 
 
 if __name__ == "__main__":
