@@ -97,7 +97,12 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        return F.rms_norm(x_BTC, self.weight.shape, self.weight.to(x_BTC.dtype), self.eps)
+        weight = self.weight.to(x_BTC.dtype)
+        if x_BTC.dtype == torch.float32:
+            return F.rms_norm(x_BTC, weight.shape, weight, self.eps)
+        # In half precision torch's own multiplies by the weight before it rounds, transformers'
+        # after: a quarter of the outputs would differ in their last bit.
+        return weight * F.rms_norm(x_BTC, weight.shape, None, self.eps)
 
 
 class Attention(nn.Module):
@@ -123,8 +128,9 @@ class Attention(nn.Module):
             y_BHTD = attend_packed(q, k, v.to(q.dtype), plan.segments)
         elif plan.blocks is not None and plan.mask_B1TS is not None:
             y_BHTD = attend_by_block(q, k, v.to(q.dtype), plan.mask_B1TS, plan.blocks)
-        elif t == 1 and not plan.is_causal:
+        elif t == 1 and not plan.is_causal and q.dtype == torch.float32:
             # the heads of a group stand as queries of one head: keys and values are not repeated
+            # (not in half precision, where it turns last bits that transformers does not turn)
             q = q.reshape(b, self.n_kv_heads, -1, self.head_dim)
             y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=plan.mask_B1TS)
             y_BHTD = y.view(b, self.n_heads, 1, self.head_dim)
