@@ -26,13 +26,14 @@ from elchat.lab import ablation, abstention, card, cost, diversity, mood_eval, t
 from elchat.training import mood_data
 from elchat.training.mood import MoodRecipe, train_mood
 from elchat.weights import LoadedModel, load_model
+from scripts.arguments import Parser
 
 Arguments = argparse.Namespace
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one of the actions and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.autonomy", description=__doc__)
+    parser = Parser(prog="python -m scripts.autonomy", description=__doc__)
     parser.add_argument("action", choices=list(ACTIONS))
     parser.add_argument("model", type=Path, help="carpeta de un modelo o archivo GGUF")
     parser.add_argument("--to", type=Path, help="dónde se escribe; junto al modelo, si no se dice")

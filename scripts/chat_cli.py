@@ -30,6 +30,7 @@ from elchat.scheduler import Scheduler, Ticket
 from elchat.terminal import commands
 from elchat.terminal.screen import Screen
 from elchat.terminal.session import Session
+from scripts.arguments import Parser
 
 GREETING = "Escribe algo. /ayuda enseña las órdenes; Ctrl-C corta una respuesta; Ctrl-D termina."
 INTERRUPTED = 130
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.chat_cli", description=__doc__)
+    parser = Parser(prog="python -m scripts.chat_cli", description=__doc__)
     parser.add_argument("model", nargs="?", help="ejecución, carpeta, GGUF o modelo base")
     parser.add_argument("--prompt", "-p", help="un mensaje; se responde y se termina")
     parser.add_argument("--temperature", type=float, default=0.7)

@@ -30,6 +30,7 @@ from elchat.web.app import create_app
 from elchat.web.page_moods import PageMoods
 from elchat.web.server import make_server
 from elchat.web.settings import WebSettings
+from scripts.arguments import Parser
 
 DEFAULT_PORT = 8000
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Words of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.chat_web", description=__doc__)
+    parser = Parser(prog="python -m scripts.chat_web", description=__doc__)
     parser.add_argument("model", nargs="?", help="ejecución, carpeta, GGUF o modelo base")
     parser.add_argument("--host", default="127.0.0.1", help="dirección en la que escucha")
     parser.add_argument("--puerto", type=int, help="por omisión el 8000 o el siguiente libre")

@@ -28,6 +28,7 @@ from elchat.errors import ConfigError, DataError, ElchatError
 from elchat.report import tokens
 from elchat.report.reading import FolderReader, mapping
 from elchat.weights import LoadedModel, load_skeleton
+from scripts.arguments import Parser
 from scripts.stages import make_shards
 
 STAGES = ("cpt", "sft")
@@ -37,7 +38,7 @@ DEFAULT_CONTEXT = 512
 
 def main(argv: list[str] | None = None) -> int:
     """Run one of the two views and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.data_view", description=__doc__)
+    parser = Parser(prog="python -m scripts.data_view", description=__doc__)
     parser.add_argument("action", choices=["inspect", "mask"])
     parser.add_argument("source")
     parser.add_argument("--stage", choices=STAGES)

@@ -32,6 +32,7 @@ from elchat.evaluation.runner import Asked, run_task
 from elchat.files import read_json
 from elchat.runs import Run
 from elchat.weights import LoadedModel, load_model
+from scripts.arguments import Parser
 from tasks import all_tasks
 from tasks.common import Item
 
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The words this script takes."""
-    words = argparse.ArgumentParser(prog="python -m scripts.eval", description=__doc__)
+    words = Parser(prog="python -m scripts.eval", description=__doc__)
     words.add_argument("model", nargs="?", help="ejecución, carpeta, GGUF o modelo base")
     words.add_argument("--tasks", action="append", default=[], help="tareas o grupos, con comas")
     words.add_argument("--limit", type=int, help="primeras N preguntas de cada tarea")

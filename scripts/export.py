@@ -27,6 +27,7 @@ from elchat.report.facts import Facts
 from elchat.report.reading import FolderReader
 from elchat.report.words import number
 from elchat.weights import load_model
+from scripts.arguments import Parser
 
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 LOW_AGREEMENT = 0.8
@@ -35,7 +36,7 @@ DEFAULT_TYPES = {"hf": "bf16", "gguf": "q8_0", "ollama": "q8_0"}
 
 def main(argv: list[str] | None = None) -> int:
     """Run one export and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.export", description=__doc__)
+    parser = Parser(prog="python -m scripts.export", description=__doc__)
     parser.add_argument("source", nargs="?")
     parser.add_argument("--to", required=True)
     parser.add_argument("--type")

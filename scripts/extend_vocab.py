@@ -19,13 +19,14 @@ from elchat import hub, vocabulary
 from elchat.errors import DataError, ElchatError, ModelError
 from elchat.tokenizer import Tokenizer
 from elchat.weights import load_model, save_hf
+from scripts.arguments import Parser
 
 HELD_OUT_EVERY = 20  # without --medir, one line in twenty is kept to measure
 
 
 def main(argv: list[str] | None = None) -> int:
     """Extend, measure and save; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.extend_vocab", description=__doc__)
+    parser = Parser(prog="python -m scripts.extend_vocab", description=__doc__)
     parser.add_argument("model", metavar="MODELO")
     parser.add_argument("--texto", dest="texts", nargs="+", type=Path, required=True)
     parser.add_argument("--medir", dest="measured", nargs="+", type=Path, default=[])

@@ -7,7 +7,6 @@ What `elchat models` starts; the work is elchat.hub's.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -16,11 +15,12 @@ from dataclasses import asdict
 from elchat import hub, model_store
 from elchat.errors import ElchatError
 from elchat.files import format_bytes
+from scripts.arguments import Parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one of the four actions and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.models", description=__doc__)
+    parser = Parser(prog="python -m scripts.models", description=__doc__)
     parser.add_argument("action", choices=["list", "pull", "verify", "remove"])
     parser.add_argument("model", nargs="?")
     parser.add_argument("--start", choices=["base", "instruct"], default="instruct")

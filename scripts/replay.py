@@ -9,7 +9,6 @@ was recorded would otherwise be part of the result.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -30,11 +29,12 @@ from elchat.scheduler import Scheduler
 from elchat.terminal import journal
 from elchat.terminal.session import Session
 from elchat.weights import LoadedModel, load_model
+from scripts.arguments import Parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a replay; 1 if anything came out otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.replay", description=__doc__)
+    parser = Parser(prog="python -m scripts.replay", description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("--json", action="store_true", dest="as_json")

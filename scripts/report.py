@@ -7,7 +7,6 @@ What `elchat report` starts; the work is elchat.report's.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -17,11 +16,12 @@ from elchat.errors import ElchatError
 from elchat.report import compare, fertility
 from elchat.report.facts import saved
 from elchat.report.words import verdict
+from scripts.arguments import Parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write it and say where it is."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.report", description=__doc__)
+    parser = Parser(prog="python -m scripts.report", description=__doc__)
     parser.add_argument("runs", nargs="*")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--json", action="store_true", dest="as_json")

@@ -9,7 +9,6 @@ with 0 also after an error that starting again would not mend: the outcome is in
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import traceback
@@ -20,6 +19,7 @@ from elchat.errors import ElchatError
 from elchat.training.device import pick_device
 from elchat.training.parallel import Parallel
 from elchat.training.reporter import Reporter
+from scripts.arguments import Parser
 from scripts.measure import Stopped
 from scripts.stages import STAGES, OtherFailed, Worker, walk
 
@@ -28,7 +28,7 @@ UNEXPECTED = 70  # a fault of the machine or ours: several processes are started
 
 def main(argv: list[str] | None = None) -> int:
     """Run the worker in this process."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.run", description=__doc__)
+    parser = Parser(prog="python -m scripts.run", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--stage", choices=list(STAGES), help="solo esta etapa")
     arguments = parser.parse_args(argv)

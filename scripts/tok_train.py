@@ -26,6 +26,7 @@ from elchat.errors import DataError, ElchatError, TokenizerError
 from elchat.files import format_bytes, write_json, write_text
 from elchat.tokenizer import Tokenizer
 from scripts import tok_report
+from scripts.arguments import Parser
 from scripts.tok_report import as_json, markdown, named_paths
 
 BATCH_BYTES = 1 << 24
@@ -34,7 +35,7 @@ CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 def main(argv: list[str] | None = None) -> int:
     """Train and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.tok_train", description=__doc__)
+    parser = Parser(prog="python -m scripts.tok_train", description=__doc__)
     parser.add_argument("--input", nargs="+", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--family", default="llama3")
