@@ -31,7 +31,8 @@ from elchat.panels import NativeWeights, Panels
 from elchat.quantize import GROUP
 
 MAX_TOKENS_PER_PASS = 256
-KEY_BLOCK = 16  # `attention.h`: positions whose keys lie side by side
+# Positions whose keys, and whose values, may lie mixed (`attention.h`, `attention_bf16.h`).
+KEY_BLOCK, VALUE_BLOCK = 16, 2
 Prepared = tuple[Any, list[Tensor]]  # a ctypes array of effects, and the tensors it points to
 KINDS = {"fp32": 0, "int8": 1, "int4": 2}
 
@@ -145,13 +146,15 @@ class NativeRunner:
         self.config, self.n_slots, self.max_tokens = weights.config, n_slots, max_tokens
         cfg = weights.config
         heads, d = (cfg.n_layers, n_slots, cfg.n_kv_heads), cfg.head_dim
-        self._k = lazy_zeros(*heads, max_tokens // KEY_BLOCK, d, KEY_BLOCK)
-        self._v = lazy_zeros(*heads, max_tokens, d)
+        is_bf16 = lib.has_bf16 and weights.kind != "fp32" and d % KEY_BLOCK == 0
+        dtype = torch.bfloat16 if is_bf16 else torch.float32
+        self._k = lazy_zeros(*heads, max_tokens // KEY_BLOCK, d * KEY_BLOCK, dtype=dtype)
+        self._v = lazy_zeros(*heads, max_tokens // VALUE_BLOCK, d * VALUE_BLOCK, dtype=dtype)
         self._head = _matrix(weights.head)
         layers = (c.Layer * cfg.n_layers)(*(self._layer(i) for i in range(cfg.n_layers)))
         c_shape = c.Shape(
             cfg.n_layers, cfg.d_model, cfg.d_ff, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim,
-            max_tokens, MAX_TOKENS_PER_PASS, cfg.norm_eps,
+            max_tokens, MAX_TOKENS_PER_PASS, is_bf16, cfg.norm_eps,
         )  # fmt: skip
         pool = lib.pool_new(threads)
         self._model = lib.model_new(
@@ -237,9 +240,10 @@ class NativeRunner:
         return normed, logits
 
     def copy_prefix(self, source: int, target: int, n_tokens: int) -> None:
-        n_blocks = -(-n_tokens // KEY_BLOCK)  # keys past the prefix are written over or not read
-        self._k[:, target, :, :n_blocks] = self._k[:, source, :, :n_blocks]
-        self._v[:, target, :, :n_tokens] = self._v[:, source, :, :n_tokens]
+        # What lies past the prefix in its last block is written over or not read.
+        for cached, block in ((self._k, KEY_BLOCK), (self._v, VALUE_BLOCK)):
+            n_blocks = -(-n_tokens // block)
+            cached[:, target, :, :n_blocks] = cached[:, source, :, :n_blocks]
 
     def _layer(self, i: int) -> c.Layer:
         matrices = [_matrix(self._weights.layers[i][n]) for n in ("qkv", "out", "gate_up", "down")]
@@ -252,10 +256,10 @@ def _int32s(values: Iterable[int]) -> ctypes.Array[ctypes.c_int32]:
     return (ctypes.c_int32 * len(found))(*found)
 
 
-def lazy_zeros(*shape: int) -> Tensor:
+def lazy_zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Zeros that take memory as they are written; torch's would fill every slot at the start."""
-    memory = mmap.mmap(-1, 4 * math.prod(shape))
-    return torch.frombuffer(memory, dtype=torch.float32).view(shape)
+    memory = mmap.mmap(-1, dtype.itemsize * math.prod(shape))
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def fits_native(config: GPTConfig) -> bool:

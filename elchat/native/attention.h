@@ -5,24 +5,38 @@
 // share the walk; each has its own sums in the order of the positions, whoever is beside it.
 #pragma once
 
-#include "vector.h"
+#include "lanes.h"
 
 namespace elchat {
 
-constexpr int kKeyBlock = 16;  // positions side by side: keys [positions / 16, head_dim, 16]
+constexpr int kKeyBlock = kLanes;  // positions side by side
 constexpr int kMaxQueries = 6;
 
 inline int padded(int n) { return (n + kKeyBlock - 1) / kKeyBlock * kKeyBlock; }
 
 struct Query {
-    const float *q;     // [head_dim], rotated
+    const float *q;     // [head_dim], rotated; bfloat16 in the same place for such a cache
     float *out;         // [head_dim]
     int length;         // positions it may look at
 };
 
+}  // namespace elchat
+
+#include "attention_bf16.h"
+
+namespace elchat {
+
+inline void write_query(const float *, float *, int) {}  // as it is
+
+// keys: [positions / 16, d, 16].
 inline void write_key(float *keys, const float *k, int position, int d) {
     float *at = keys + size_t(position / kKeyBlock) * d * kKeyBlock + position % kKeyBlock;
     for (int i = 0; i < d; i++) at[i * kKeyBlock] = k[i];
+}
+
+// values: [positions, d].
+inline void write_value(float *values, const float *v, int position, int d) {
+    std::memcpy(values + size_t(position) * d, v, sizeof(float) * d);
 }
 
 // scores[r, s] = scale * q_r . k_s for the first `end` positions.
@@ -30,20 +44,13 @@ template <int R>
 inline void score(const Query *queries, const float *keys, int end, int d, float scale,
                   float *scores, int stride) {
     for (int s = 0; s < end; s += kKeyBlock, keys += size_t(d) * kKeyBlock) {
-        f8 low[R], high[R];
-        for (int r = 0; r < R; r++) low[r] = high[r] = all8(0.0f);
+        F sums[R];
+        for (F &sum : sums) sum = zeros();
         for (int i = 0; i < d; i++) {
-            const f8 first = load8(keys + i * kKeyBlock), second = load8(keys + i * kKeyBlock + 8);
-            for (int r = 0; r < R; r++) {
-                const f8 q = all8(queries[r].q[i]);
-                low[r] = fma8(low[r], q, first);
-                high[r] = fma8(high[r], q, second);
-            }
+            const F key = load(keys + i * kKeyBlock);
+            for (int r = 0; r < R; r++) sums[r] = fma(sums[r], key, queries[r].q[i]);
         }
-        for (int r = 0; r < R; r++) {
-            store8(scores + size_t(r) * stride + s, low[r] * scale);
-            store8(scores + size_t(r) * stride + s + 8, high[r] * scale);
-        }
+        for (int r = 0; r < R; r++) store(scores + size_t(r) * stride + s, mul(sums[r], all(scale)));
     }
 }
 
@@ -52,14 +59,16 @@ inline float exponentiate(float *scores, int length, int end) {
     for (int s = length; s < end; s++) scores[s] = -INFINITY;
     f8 tops = all8(-INFINITY);
     for (int s = 0; s < end; s += 8) tops = larger(tops, load8(scores + s));
-    const float top = max8(tops);
-    f8 total = all8(0.0f);
-    for (int s = 0; s < end; s += 8) {
-        const f8 e = exp8(load8(scores + s) - top);
-        store8(scores + s, e);
-        total += e;
+    const F top = all(max8(tops));
+    F total = zeros();
+    for (int s = 0; s < end; s += kLanes) {
+        const F e = exp(sub(load(scores + s), top));
+        store(scores + s, e);
+        total = add(total, e);
     }
-    return 1.0f / sum8(total);
+    float sums[kLanes];
+    store(sums, total);
+    return 1.0f / sum8(load8(sums) + load8(sums + 8));
 }
 
 // out_r[from .. from + 8 J] = sum over positions of scores[r, s] * values[s], times inverse_r.
@@ -83,7 +92,7 @@ inline void weigh(const Query *queries, const float *values, int end, int d, int
 }
 
 template <int R>
-inline void weigh_all(const Query *queries, const float *values, int end, int d,
+inline void weigh_few(const Query *queries, const float *values, int end, int d,
                       const float *scores, int stride, const float *inverses) {
     int from = 0;
     for (; from + 32 <= d; from += 32)
@@ -92,9 +101,19 @@ inline void weigh_all(const Query *queries, const float *values, int end, int d,
         weigh<R, 1>(queries, values, end, d, from, scores, stride, inverses);
 }
 
-// R queries of one slot and one key head. scores: [R, stride], stride >= padded(longest).
 template <int R>
-inline void attend(const Query *queries, const float *keys, const float *values, int d,
+inline void weigh_all(const Query *queries, const float *values, int end, int d, float *scores,
+                      int stride, const float *inverses) {
+    constexpr int kFirst = R < 3 ? R : 3;
+    weigh_few<kFirst>(queries, values, end, d, scores, stride, inverses);
+    if constexpr (R > 3)
+        weigh_few<R - 3>(queries + 3, values, end, d, scores + size_t(3) * stride, stride,
+                         inverses + 3);
+}
+
+// R queries of one slot and one key head. scores: [R, stride], stride >= padded(longest).
+template <int R, class Cached>
+inline void attend(const Query *queries, const Cached *keys, const Cached *values, int d,
                    float *scores, int stride) {
     int longest = 0;
     for (int r = 0; r < R; r++) longest = queries[r].length > longest ? queries[r].length : longest;
@@ -103,14 +122,11 @@ inline void attend(const Query *queries, const float *keys, const float *values,
     score<R>(queries, keys, end, d, 1.0f / std::sqrt(static_cast<float>(d)), scores, stride);
     for (int r = 0; r < R; r++)
         inverses[r] = exponentiate(scores + size_t(r) * stride, queries[r].length, end);
-    constexpr int kFirst = R < 3 ? R : 3;
-    weigh_all<kFirst>(queries, values, longest, d, scores, stride, inverses);
-    if constexpr (R > 3)
-        weigh_all<R - 3>(queries + 3, values, longest, d, scores + size_t(3) * stride, stride,
-                         inverses + 3);
+    weigh_all<R>(queries, values, longest, d, scores, stride, inverses);
 }
 
-inline void attend(const Query *queries, int count, const float *keys, const float *values, int d,
+template <class Cached>
+inline void attend(const Query *queries, int count, const Cached *keys, const Cached *values, int d,
                    float *scores, int stride) {
     switch (count) {
         case 6: return attend<6>(queries, keys, values, d, scores, stride);

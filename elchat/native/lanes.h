@@ -35,12 +35,22 @@ inline F load_halves(const uint16_t *p) {
 }
 inline void store(float *p, F f) { _mm512_storeu_ps(p, f); }
 inline F add(F a, F b) { return _mm512_add_ps(a, b); }
+inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
 inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+inline F div(F a, F b) { return _mm512_div_ps(a, b); }
+inline F all(float x) { return _mm512_set1_ps(x); }
 inline F fma(F f, F a, float x) { return _mm512_fmadd_ps(a, _mm512_set1_ps(x), f); }
-inline f8 low(F f) { return (f8)_mm512_castps512_ps256(f); }
-inline f8 high(F f) { return (f8)_mm512_extractf32x8_ps(f, 1); }
-inline F join(f8 a, f8 b) {
-    return _mm512_insertf32x8(_mm512_castps256_ps512((__m256)a), (__m256)b, 1);
+// As exp8.
+inline F exp(F x) {
+    const __mmask16 is_small = _mm512_cmp_ps_mask(x, all(-87.3f), _CMP_LT_OQ);
+    x = _mm512_max_ps(all(-87.3f), x);  // in this order what is not a number stays so
+    const F n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 0);
+    F r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+    F p = _mm512_set1_ps(kExp[0]);
+    for (int i = 1; i < 6; i++) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(kExp[i]));
+    p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, all(1.0f)));
+    return _mm512_mask_blend_ps(is_small, _mm512_scalef_ps(p, n), zeros());
 }
 
 inline I start(int32_t x) { return _mm512_set1_epi32(x); }
@@ -78,14 +88,15 @@ inline void store(float *p, F f) {
     _mm256_storeu_ps(p + 8, f.b);
 }
 inline F add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+inline F sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 inline F mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline F div(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+inline F all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline F fma(F f, F a, float x) {
     const __m256 all = _mm256_set1_ps(x);
     return {_mm256_fmadd_ps(a.a, all, f.a), _mm256_fmadd_ps(a.b, all, f.b)};
 }
-inline f8 low(F f) { return (f8)f.a; }
-inline f8 high(F f) { return (f8)f.b; }
-inline F join(f8 a, f8 b) { return {(__m256)a, (__m256)b}; }
+inline F exp(F x) { return {(__m256)exp8((f8)x.a), (__m256)exp8((f8)x.b)}; }
 
 inline I start(int32_t x) {
     const __m256i one = _mm256_set1_epi64x(static_cast<uint32_t>(x));  // the first of each pair
@@ -147,20 +158,30 @@ inline F add(F x, F y) {
     for (int i = 0; i < kLanes; i++) x.lane[i] += y.lane[i];
     return x;
 }
+inline F sub(F x, F y) {
+    for (int i = 0; i < kLanes; i++) x.lane[i] -= y.lane[i];
+    return x;
+}
 inline F mul(F x, F y) {
     for (int i = 0; i < kLanes; i++) x.lane[i] *= y.lane[i];
     return x;
+}
+inline F div(F x, F y) {
+    for (int i = 0; i < kLanes; i++) x.lane[i] /= y.lane[i];
+    return x;
+}
+inline F all(float x) {
+    F f;
+    for (float &lane : f.lane) lane = x;
+    return f;
 }
 inline F fma(F f, F a, float x) {
     for (int i = 0; i < kLanes; i++) f.lane[i] += a.lane[i] * x;
     return f;
 }
-inline f8 low(F f) { return load8(f.lane); }
-inline f8 high(F f) { return load8(f.lane + 8); }
-inline F join(f8 a, f8 b) {
+inline F exp(F x) {
     F f;
-    store8(f.lane, a);
-    store8(f.lane + 8, b);
+    for (int i = 0; i < kLanes; i += 8) store8(f.lane + i, exp8(load8(x.lane + i)));
     return f;
 }
 

@@ -11,8 +11,11 @@ from pathlib import Path
 
 from elchat.native.builder import Source, attempt, typed
 
-SOURCE = Source("model.cpp", headers=("linear.h", "attention.h", "lanes.h", "pool.h", "vector.h"))
-VERSION = 2
+HEADERS = (
+    "activations.h", "attention.h", "attention_bf16.h", "lanes.h", "linear.h", "pool.h", "vector.h",
+)  # fmt: skip
+SOURCE = Source("model.cpp", headers=HEADERS)
+VERSION = 3
 
 _pointer, _int32, _int64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 
@@ -41,6 +44,7 @@ class Shape(ctypes.Structure):
     _fields_ = [
         *((name, _int32) for name in (
             "layers", "c", "f", "heads", "kv_heads", "head_dim", "max_tokens", "max_rows",
+            "is_cache_bf16",
         )),
         ("eps", ctypes.c_float),
     ]  # fmt: skip
@@ -65,6 +69,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         dll = ctypes.CDLL(str(path))
+        self.has_bf16 = bool(dll.elchat_has_bf16())
         self.pool_new = typed(dll.elchat_pool_new, _pointer, _int32)
         self.pool_free = typed(dll.elchat_pool_free, None, _pointer)
         self.model_new = typed(dll.elchat_model_new, _pointer, *[_pointer] * 5)

@@ -6,18 +6,16 @@
 // does not depend on how many rows are computed together, which is what makes a reply the same
 // alone and in a batch.
 //
-// Integer weights meet activations of 8 bits, one scale for each 64 inputs of a row: within them
-// the sum is of integers, exact. Weights are stored unsigned, `zero` above their value; what that
-// adds to a sum is taken off before it starts.
+// Integer weights meet activations of 8 bits, one scale for each 64 inputs of a row
+// (`activations.h`): within them the sum is of integers, exact.
 #pragma once
 
-#include "lanes.h"
+#include "activations.h"
 
 namespace elchat {
 
 enum Kind : int32_t { kFp32 = 0, kInt8 = 1, kInt4 = 2 };
 constexpr int kPanel = 2 * kLanes;
-constexpr int kActivationGroup = 64, kWeightGroup = 32;  // inputs that share a scale
 constexpr int kFetchAheadBytes = 2304;
 
 struct Matrix {
@@ -29,51 +27,11 @@ struct Matrix {
     int32_t kind, n, k;
 };
 
-inline int groups_of(int k) { return (k + kActivationGroup - 1) / kActivationGroup; }
-
-// Rows of x as the matrix wants them.
+// Rows of x as the matrix wants them: fp32 [m, k], or 8 bits.
 struct Operand {
-    const float *f32;       // [m, k]
-    int8_t *i8;             // [m, k]
-    float *scale;           // [m, groups]
-    int32_t *start;         // [m, groups], int4: [m, k / 32]: -zero times the sum of the inputs
+    const float *f32;
+    Activations i8;
 };
-
-// What is not a number stays so, through its scale.
-inline void quantize_group(const float *x, int n, float *scale, int8_t *out) {
-    f8 top = all8(0.0f);
-    for (int i = 0; i < n; i += 8) {
-        const f8 v = load8(x + i);
-        top = larger(top, larger(v, -v));
-    }
-    const float largest = max8(top);
-    const bool is_plain = largest > 0.0f && std::isfinite(largest);
-    const float inverse = is_plain ? 127.0f / largest : 0.0f;
-    *scale = is_plain || largest == 0.0f ? largest / 127.0f : NAN;
-    for (int i = 0; i < n; i += 8) {
-        f8 v = load8(x + i) * inverse;
-        v += v < 0.0f ? all8(-0.5f) : all8(0.5f);
-        store_bytes(out + i, __builtin_convertvector(v, i8x));
-    }
-}
-
-inline void quantize_row(const Matrix &w, const float *x, const Operand &to, int m) {
-    const int groups = groups_of(w.k);
-    int8_t *out = to.i8 + size_t(m) * w.k;
-    for (int g = 0; g < groups; g++) {
-        const int from = g * kActivationGroup;
-        const int n = w.k - from < kActivationGroup ? w.k - from : kActivationGroup;
-        quantize_group(x + from, n, to.scale + size_t(m) * groups + g, out + from);
-    }
-    const int width = w.kind == kInt8 ? kActivationGroup : kWeightGroup;
-    const int zero = w.kind == kInt8 ? 128 : 8;
-    int32_t *start = to.start + size_t(m) * ((w.k + width - 1) / width);
-    for (int from = 0; from < w.k; from += width) {
-        int32_t sum = 0;
-        for (int i = from; i < w.k && i < from + width; i++) sum += out[i];
-        *start++ = -zero * sum;
-    }
-}
 
 // Row `index` of an fp32 or int8 matrix: an embedding.
 inline void copy_row(const Matrix &w, int index, float *out) {
@@ -91,6 +49,8 @@ inline void copy_row(const Matrix &w, int index, float *out) {
 }
 
 // One core asks for memory this far ahead: half as much again as it reads without.
+// With more rows than these the weights are read again from the cache, and asking costs.
+constexpr int kFewRows = 4;
 inline void fetch(const void *p) { __builtin_prefetch(static_cast<const char *>(p) + kFetchAheadBytes); }
 
 // The sums of MR rows and H times 16 outputs, the first of them at lane `lane` of a panel.
@@ -118,16 +78,16 @@ template <int MR, int H>
 }
 
 template <int MR, int H, int STEPS>
-inline void add_group_int8(const uint8_t *p, const int8_t *a, int k, I (&acc)[MR][H]) {
+inline void add_group_int8(const uint8_t *p, const int8_t *a, I (&acc)[MR][H]) {
 #pragma GCC unroll 16
     for (int s = 0; s < STEPS; s++) {
         W wide[H];
         for (int h = 0; h < H; h++) {
-            fetch(p + s * 128 + h * 64);
+            if (MR <= kFewRows) fetch(p + s * 128 + h * 64);
             wide[h] = load_bytes(p + s * 128 + h * 64);
         }
         for (int r = 0; r < MR; r++) {
-            const X four_r = four(a + size_t(r) * k + s * 4);
+            const X four_r = four(a + (s * MR + r) * 4);
             for (int h = 0; h < H; h++) acc[r][h] = dot(acc[r][h], wide[h], four_r);
         }
     }
@@ -135,26 +95,26 @@ inline void add_group_int8(const uint8_t *p, const int8_t *a, int k, I (&acc)[MR
 
 template <int MR, int H>
 [[gnu::noinline]] Sums<MR, H> sums_int8(const Matrix &w, const Operand &x, int panel, int lane, int m) {
-    const int k = w.k, groups = groups_of(k);
     const uint8_t *p =
-        static_cast<const uint8_t *>(w.weights) + size_t(panel) * k * kPanel + lane * 4;
-    const int8_t *a = x.i8 + size_t(m) * k;
+        static_cast<const uint8_t *>(w.weights) + size_t(panel) * w.k * kPanel + lane * 4;
+    const int8_t *a = x.i8.record(m, 0);
     Sums<MR, H> out;
     for (auto &row : out.at)
         for (F &f : row) f = zeros();
-    for (int g = 0; g < groups; g++, p += kActivationGroup * kPanel, a += kActivationGroup) {
+    for (int left = w.k; left > 0; left -= kActivationGroup) {
+        const int8_t *scales = a + MR * kActivationGroup, *starts = scales + MR * 4;
         I acc[MR][H];
         for (int r = 0; r < MR; r++)
-            for (int h = 0; h < H; h++) acc[r][h] = start(x.start[size_t(m + r) * groups + g]);
-        if (k - g * kActivationGroup >= kActivationGroup)
-            add_group_int8<MR, H, 16>(p, a, k, acc);
+            for (int h = 0; h < H; h++) acc[r][h] = start(read<int32_t>(starts + r * 4));
+        if (left >= kActivationGroup)
+            add_group_int8<MR, H, 16>(p, a, acc);
         else
-            add_group_int8<MR, H, 8>(p, a, k, acc);
-        for (int r = 0; r < MR; r++) {
-            const float scale = x.scale[size_t(m + r) * groups + g];
+            add_group_int8<MR, H, 8>(p, a, acc);
+        for (int r = 0; r < MR; r++)
             for (int h = 0; h < H; h++)
-                out.at[r][h] = fma(out.at[r][h], to_float(acc[r][h]), scale);
-        }
+                out.at[r][h] = fma(out.at[r][h], to_float(acc[r][h]), read<float>(scales + r * 4));
+        p += kActivationGroup * kPanel;
+        a += MR * kRecordBytes;
     }
     const float *scales = static_cast<const float *>(w.scales) + size_t(panel) * kPanel + lane;
     for (int h = 0; h < H; h++) {
@@ -164,43 +124,54 @@ template <int MR, int H>
     return out;
 }
 
+// Half a group of activations shares a scale of weights.
+template <int MR, int H>
+inline void add_half_int4(const uint8_t *p, const uint16_t *weight_scales, const int8_t *a,
+                          const int8_t *starts, const int8_t *scales, Sums<MR, H> &out) {
+    I acc[MR][H];
+    for (int r = 0; r < MR; r++)
+        for (int h = 0; h < H; h++) acc[r][h] = start(read<int32_t>(starts + r * 4));
+    if (MR <= kFewRows) fetch(weight_scales);
+#pragma GCC unroll 4
+    for (int s = 0; s < 4; s++) {
+        W first[H], second[H];
+        for (int h = 0; h < H; h++) {
+            if (MR <= kFewRows) fetch(p + s * 128 + h * 64);
+            split_nibbles(load_bytes(p + s * 128 + h * 64), first[h], second[h]);
+        }
+        for (int r = 0; r < MR; r++) {
+            const X one = four(a + (2 * s * MR + r) * 4), two = four(a + ((2 * s + 1) * MR + r) * 4);
+            for (int h = 0; h < H; h++)
+                acc[r][h] = dot(dot(acc[r][h], first[h], one), second[h], two);
+        }
+    }
+    for (int h = 0; h < H; h++) {
+        const F scale = load_halves(weight_scales + h * kLanes);
+        for (int r = 0; r < MR; r++)
+            out.at[r][h] =
+                fma(out.at[r][h], mul(to_float(acc[r][h]), scale), read<float>(scales + r * 4));
+    }
+}
+
 template <int MR, int H>
 [[gnu::noinline]] Sums<MR, H> sums_int4(const Matrix &w, const Operand &x, int panel, int lane, int m) {
-    const int k = w.k, groups = groups_of(k), count = k / kWeightGroup;
     const uint8_t *p =
-        static_cast<const uint8_t *>(w.weights) + size_t(panel) * k * kLanes + lane * 4;
-    const uint16_t *scales =
-        static_cast<const uint16_t *>(w.scales) + size_t(panel) * count * kPanel + lane;
-    const int8_t *a = x.i8 + size_t(m) * k;
+        static_cast<const uint8_t *>(w.weights) + size_t(panel) * w.k * kLanes + lane * 4;
+    const uint16_t *weight_scales = static_cast<const uint16_t *>(w.scales) +
+                                    size_t(panel) * (w.k / kWeightGroup) * kPanel + lane;
+    const int8_t *a = x.i8.record(m, 0);
     Sums<MR, H> out;
     for (auto &row : out.at)
         for (F &f : row) f = zeros();
-    for (int g = 0; g < count; g++, a += kWeightGroup, scales += kPanel) {
-        I acc[MR][H];
-        for (int r = 0; r < MR; r++)
-            for (int h = 0; h < H; h++) acc[r][h] = start(x.start[size_t(m + r) * count + g]);
-        fetch(scales);
-#pragma GCC unroll 4
-        for (int s = 0; s < 4; s++, p += 128) {
-            W first[H], second[H];
-            for (int h = 0; h < H; h++) {
-                fetch(p + h * 64);
-                split_nibbles(load_bytes(p + h * 64), first[h], second[h]);
-            }
-            for (int r = 0; r < MR; r++) {
-                const int8_t *at = a + size_t(r) * k + s * 8;
-                const X one = four(at), two = four(at + 4);
-                for (int h = 0; h < H; h++)
-                    acc[r][h] = dot(dot(acc[r][h], first[h], one), second[h], two);
-            }
+    for (int left = w.k; left > 0; left -= kActivationGroup) {
+        const int8_t *scales = a + MR * kActivationGroup, *starts = scales + MR * 4;
+        for (int half = 0; half < 2 && half * kWeightGroup < left; half++) {
+            add_half_int4(p, weight_scales, a + half * MR * kWeightGroup, starts + half * MR * 4,
+                          scales, out);
+            p += kWeightGroup * kLanes;
+            weight_scales += kPanel;
         }
-        for (int h = 0; h < H; h++) {
-            const F scale = load_halves(scales + h * kLanes);
-            for (int r = 0; r < MR; r++) {
-                const float of_x = x.scale[size_t(m + r) * groups + g / 2];
-                out.at[r][h] = fma(out.at[r][h], mul(to_float(acc[r][h]), scale), of_x);
-            }
-        }
+        a += MR * kRecordBytes;
     }
     return out;
 }
@@ -231,6 +202,18 @@ inline void block(const Matrix &w, const Operand &x, int panel, int m, Write &&w
     for (int r = 0; r < MR; r++) write(m + r, panel, both.at[r][0], both.at[r][1]);
 }
 
+inline size_t panel_bytes(const Matrix &w) {
+    return size_t(w.k) * kPanel * (w.kind == kFp32 ? 8 : w.kind == kInt8 ? 2 : 1) / 2;
+}
+
+// Rows `from`..`to` of `count` use one panel; the same share of the next one comes nearer.
+inline void fetch_next(const Matrix &w, int panel, int from, int to, int count) {
+    const size_t bytes = panel_bytes(w);
+    const char *next = static_cast<const char *>(w.weights) + (panel + 1) * bytes;
+    for (size_t at = bytes * from / count; at < bytes * to / count; at += 64)
+        __builtin_prefetch(next + at, 0, 2);
+}
+
 // Panels begin..end-1 of rows from..to-1.
 template <class Write>
 inline void linear(const Matrix &w, const Operand &x, int from, int to, int begin, int end,
@@ -239,6 +222,7 @@ inline void linear(const Matrix &w, const Operand &x, int from, int to, int begi
     for (int panel = begin; panel < end; panel++)
         for (int m = from, rows; m < to; m += rows) {
             rows = to - m < most ? to - m : most;
+            if (to - from > most) fetch_next(w, panel, m - from, m + rows - from, to - from);
             switch (rows) {
                 case 6: block<6>(w, x, panel, m, write); break;
                 case 5: block<5>(w, x, panel, m, write); break;

@@ -15,12 +15,11 @@ namespace elchat {
 struct Layer {
     Matrix qkv, out, gate_up, down;  // gate_up: each panel has 16 of gate, then the same 16 of up
     const float *attention_norm, *mlp_norm;  // [c]
-    float *keys;    // [slots, kv_heads, max_tokens / 16, head_dim, 16]
-    float *values;  // [slots, kv_heads, max_tokens, head_dim]
+    void *keys, *values;  // [slots, kv_heads, ...]: `attention.h` or `attention_bf16.h`
 };
 
 struct Shape {
-    int32_t layers, c, f, heads, kv_heads, head_dim, max_tokens, max_rows;
+    int32_t layers, c, f, heads, kv_heads, head_dim, max_tokens, max_rows, is_cache_bf16;
     float eps;
 };
 
@@ -61,12 +60,12 @@ class Model {
           pool_(pool), qkv_width_(layers[0].qkv.n) {
         const size_t m = s_.max_rows, wide = std::max({s_.c, s_.f, s_.heads * s_.head_dim});
         narrow_.reset(new float[m * wide]);
-        hidden_.reset(new float[m * s_.f]);
+        if (layers[0].down.kind == kFp32) hidden_.reset(new float[m * s_.f]);
         qkv_.reset(new float[m * panels(qkv_width_) * kPanel]);
         saved_.reset(new float[m * s_.c]);
-        bytes_.reset(new int8_t[m * wide]);
-        scales_.reset(new float[m * groups_of(wide)]);
-        starts_.reset(new int32_t[m * (wide / kWeightGroup)]);
+        narrow_bytes_.reset(new int8_t[m * groups_of(wide) * kRecordBytes]);
+        hidden_bytes_.reset(new int8_t[m * groups_of(s_.f) * kRecordBytes]);
+        gated_.reset(new float[size_t(pool->threads()) * kChunkRows * kActivationGroup]);
         scores_.reset(new float[size_t(pool->threads()) * kMaxQueries * padded(s_.max_tokens)]);
         tiles_.reserve(m * s_.heads);
     }
@@ -79,8 +78,7 @@ class Model {
     // logits[count, head.n] of the rows of x; `normed` [count, c] receives their final states.
     void finish(const Matrix &head, const float *norm, const float *x, int count, float *normed,
                 float *logits) {
-        normalise(x, norm, count, nullptr, 0, head, normed);
-        multiply(head, normed, count, 0, [&](int m, int panel, F low_half, F high_half) {
+        multiply(head, normalise(x, norm, count, nullptr, 0, head, normed), 0, [&](int m, int panel, F low_half, F high_half) {
             const int at = panel * kPanel, left = head.n - at;
             float *to = logits + size_t(m) * head.n + at;
             if (left >= kPanel) return store_panel(to, low_half, high_half);
@@ -91,6 +89,8 @@ class Model {
     }
 
   private:
+    static constexpr int kChunkRows = 132;  // whole bands
+
     // Queries that share the walk over one slot's keys: some rows, some heads of one group.
     struct Tile {
         int row, rows, head, heads;
@@ -104,7 +104,7 @@ class Model {
     }
 
     void layer(const Layer &w, float *x, const Rows &rows, const Effect *effect) {
-        const int c = s_.c, f = s_.f, q = s_.heads * s_.head_dim, count = rows.count;
+        const int c = s_.c, q = s_.heads * s_.head_dim, count = rows.count;
         const bool is_skipped = effect && effect->is_skipped;
         const auto add_to_x = [&](int m, int panel, F low_half, F high_half) {
             float *to = x + size_t(m) * c + panel * kPanel;
@@ -112,66 +112,103 @@ class Model {
         };
         if (effect && effect->noise) add_noise(x, count, *effect);
         if (effect && effect->keep) std::copy(x, x + size_t(count) * c, saved_.get());
-        normalise(x, w.attention_norm, count, effect ? effect->attention_gain : nullptr,
-                  effect ? effect->attention_stride : 0, w.qkv, narrow_.get());
+        const Operand attention_in =
+            normalise(x, w.attention_norm, count, effect ? effect->attention_gain : nullptr,
+                      effect ? effect->attention_stride : 0, w.qkv, narrow_.get());
         const int stride = panels(qkv_width_) * kPanel;
-        multiply(w.qkv, narrow_.get(), count, is_skipped ? q / kPanel : 0,
+        multiply(w.qkv, attention_in, is_skipped ? q / kPanel : 0,
                  [&](int m, int panel, F low_half, F high_half) {
                      store_panel(qkv_.get() + size_t(m) * stride + panel * kPanel, low_half, high_half);
                  });
         place(w, rows, is_skipped);
         if (is_skipped) return;
         attend_all(w, rows);
-        quantize(w.out, narrow_.get(), count);
-        multiply(w.out, narrow_.get(), count, 0, add_to_x);
-        normalise(x, w.mlp_norm, count, effect ? effect->mlp_gain : nullptr,
-                  effect ? effect->mlp_stride : 0, w.gate_up, narrow_.get());
-        multiply(w.gate_up, narrow_.get(), count, 0, [&](int m, int panel, F gate, F up) {
-            store(hidden_.get() + size_t(m) * f + panel * kLanes, gated(gate, up));
-        });
-        quantize(w.down, hidden_.get(), count);
-        multiply(w.down, hidden_.get(), count, 0, add_to_x);
+        multiply(w.out, quantized(w.out, count), 0, add_to_x);
+        const Operand mlp_in =
+            normalise(x, w.mlp_norm, count, effect ? effect->mlp_gain : nullptr,
+                      effect ? effect->mlp_stride : 0, w.gate_up, narrow_.get());
+        multiply(w.down, gate(w, mlp_in), 0, add_to_x);
         if (effect) settle(x, count, *effect);
     }
 
     static F gated(F gate, F up) {
-        const auto half = [](f8 g, f8 u) { return g / (1.0f + exp8(-g)) * u; };
-        return join(half(low(gate), low(up)), half(high(gate), high(up)));
+        return mul(div(gate, add(all(1.0f), exp(sub(zeros(), gate)))), up);
     }
 
-    // Rows of x normalised into `out`, ready for the matrix that comes next.
-    void normalise(const float *x, const float *weight, int count, const float *gain,
-                   int64_t stride, const Matrix &next, float *out) {
+    // What goes into the second matrix of the MLP.
+    Operand gate(const Layer &w, const Operand &x) {
+        const int f = s_.f, total = panels(w.gate_up.n);
+        const Operand out{hidden_.get(), {hidden_bytes_.get(), x.i8.count, groups_of(f)}};
+        if (w.down.kind == kFp32) {
+            multiply(w.gate_up, x, 0, [&](int m, int panel, F gate, F up) {
+                store(hidden_.get() + size_t(m) * f + panel * kLanes, gated(gate, up));
+            });
+            return out;
+        }
+        // Four panels make a group, which goes to 8 bits while it is in the first cache.
+        constexpr int kStep = kActivationGroup / kLanes;
+        const int groups = out.i8.groups, chunks = chunks_of(x.i8.count);
+        pool_->each(groups * chunks, [&](int piece, int thread) {
+            const int group = piece % groups, first = group * kStep;
+            const int from = piece / groups * kChunkRows;
+            const int to = std::min(from + kChunkRows, x.i8.count);
+            float *rows = gated_.get() + size_t(thread) * kChunkRows * kActivationGroup;
+            linear(w.gate_up, x, from, to, first, std::min(first + kStep, total),
+                   [&](int m, int panel, F gate, F up) {
+                       store(rows + (m - from) * kActivationGroup + (panel - first) * kLanes,
+                             gated(gate, up));
+                   });
+            for (int m = from; m < to; m++)
+                quantize_group(out.i8, m, group, rows + (m - from) * kActivationGroup,
+                               std::min(kActivationGroup, f - group * kActivationGroup),
+                               w.down.kind == kInt8);
+        });
+        return out;
+    }
+
+    // Rows of x normalised into `out`, and as the next matrix takes them.
+    Operand normalise(const float *x, const float *weight, int count, const float *gain,
+                      int64_t stride, const Matrix &next, float *out) {
+        const Operand made = operand(out, count, next);
         pool_->each(count, [&](int m, int) {
             float *row = out + size_t(m) * s_.c;
             norm_row(x + size_t(m) * s_.c, weight, s_.c, s_.eps, gain ? gain + m * stride : nullptr,
                      row);
-            if (next.kind != kFp32) quantize_row(next, row, operand(out), m);
+            quantize_row(made, m, next);
         });
+        return made;
     }
 
-    void quantize(const Matrix &next, const float *x, int count) {
+    // What attention wrote, as the next matrix takes it.
+    Operand quantized(const Matrix &next, int count) {
+        const Operand made = operand(narrow_.get(), count, next);
+        if (next.kind != kFp32) pool_->each(count, [&](int m, int) { quantize_row(made, m, next); });
+        return made;
+    }
+
+    Operand operand(const float *x, int count, const Matrix &next) const {
+        return {x, {narrow_bytes_.get(), count, groups_of(next.k)}};
+    }
+
+    static void quantize_row(const Operand &x, int m, const Matrix &next) {
         if (next.kind == kFp32) return;
-        pool_->each(count, [&](int m, int) {
-            quantize_row(next, x + size_t(m) * next.k, operand(x), m);
-        });
+        for (int at = 0; at < next.k; at += kActivationGroup)
+            quantize_group(x.i8, m, at / kActivationGroup, x.f32 + size_t(m) * next.k + at,
+                           std::min(kActivationGroup, next.k - at), next.kind == kInt8);
     }
 
-    Operand operand(const float *x) const {
-        return {x, bytes_.get(), scales_.get(), starts_.get()};
-    }
+    static int chunks_of(int count) { return (count + kChunkRows - 1) / kChunkRows; }
 
     // Panels from `begin` on; calls write(m, panel, low half, high half). Many rows are taken in
     // chunks, which stay in the second-level cache.
     template <class Write>
-    void multiply(const Matrix &w, const float *x, int count, int begin, Write &&write) {
-        const Operand from = operand(x);
-        const int total = panels(w.n) - begin;
+    void multiply(const Matrix &w, const Operand &x, int begin, Write &&write) {
+        const int total = panels(w.n) - begin, count = x.i8.count;
         const int step = std::clamp(total / (pool_->threads() * kPiecesPerThread), 1, kMaxPanels);
-        const int ranges = (total + step - 1) / step, chunks = (count + kChunkRows - 1) / kChunkRows;
-        pool_->each(ranges * chunks, [&](int piece, int) {
+        const int ranges = (total + step - 1) / step;
+        pool_->each(ranges * chunks_of(count), [&](int piece, int) {
             const int first = begin + piece % ranges * step, row = piece / ranges * kChunkRows;
-            linear(w, from, row, std::min(row + kChunkRows, count), first,
+            linear(w, x, row, std::min(row + kChunkRows, count), first,
                    std::min(first + step, begin + total), write);
         });
     }
@@ -187,27 +224,43 @@ class Model {
 
     // Rotate queries and keys in place and write keys and values to the cache.
     void place(const Layer &w, const Rows &rows, bool is_skipped) {
-        const int d = s_.head_dim, half = d / 2, stride = panels(qkv_width_) * kPanel;
-        pool_->each(rows.count, [&](int m, int) {
-            float *row = qkv_.get() + size_t(m) * stride;
-            const float *cosine = cos_ + size_t(rows.position[m]) * half;
-            const float *sine = sin_ + size_t(rows.position[m]) * half;
-            for (int h = is_skipped ? s_.heads : 0; h < s_.heads + s_.kv_heads; h++) {
-                float *first = row + h * d, *second = first + half;
-                for (int i = 0; i < half; i++) {
-                    const float a = first[i], b = second[i];
-                    first[i] = a * cosine[i] - b * sine[i];
-                    second[i] = b * cosine[i] + a * sine[i];
-                }
-            }
-            const float *k = row + s_.heads * d, *v = k + s_.kv_heads * d;
-            for (int h = 0; h < s_.kv_heads; h++) {
-                const size_t at = start_of(rows.slot[m], h);
-                write_key(w.keys + at, k + h * d, rows.position[m], d);
-                std::memcpy(w.values + at + size_t(rows.position[m]) * d, v + h * d,
-                            sizeof(float) * d);
-            }
+        with_cache(w, [&](auto *keys, auto *values) {
+            pool_->each(rows.count, [&](int m, int) {
+                place_row(keys, values, m, rows.slot[m], rows.position[m], is_skipped);
+            });
         });
+    }
+
+    template <class Cached>
+    void place_row(Cached *keys, Cached *values, int m, int slot, int position, bool is_skipped) {
+        const int d = s_.head_dim, half = d / 2;
+        float *row = qkv_.get() + size_t(m) * panels(qkv_width_) * kPanel;
+        const float *cosine = cos_ + size_t(position) * half;
+        const float *sine = sin_ + size_t(position) * half;
+        for (int h = is_skipped ? s_.heads : 0; h < s_.heads + s_.kv_heads; h++) {
+            float *first = row + h * d, *second = first + half;
+            for (int i = 0; i < half; i++) {
+                const float a = first[i], b = second[i];
+                first[i] = a * cosine[i] - b * sine[i];
+                second[i] = b * cosine[i] + a * sine[i];
+            }
+            if (h < s_.heads) write_query(keys, first, d);
+        }
+        float *k = row + s_.heads * d, *v = k + s_.kv_heads * d;
+        for (int h = 0; h < s_.kv_heads; h++) {
+            const size_t at = start_of(slot, h);
+            write_key(keys + at, k + h * d, position, d);
+            write_value(values + at, v + h * d, position, d);
+        }
+    }
+
+    // Calls use(keys, values) with the type the cache has.
+    template <class Use> void with_cache(const Layer &w, Use &&use) {
+#if defined(ELCHAT_BF16)
+        if (s_.is_cache_bf16)
+            return use(static_cast<uint16_t *>(w.keys), static_cast<uint16_t *>(w.values));
+#endif
+        use(static_cast<float *>(w.keys), static_cast<float *>(w.values));
     }
 
     size_t start_of(int slot, int kv_head) const {
@@ -230,20 +283,27 @@ class Model {
     }
 
     void attend_all(const Layer &w, const Rows &rows) {
-        const int d = s_.head_dim, group = s_.heads / s_.kv_heads, stride = padded(s_.max_tokens);
-        pool_->each(static_cast<int>(tiles_.size()), [&](int piece, int thread) {
-            const Tile &tile = tiles_[piece];
-            Query queries[kMaxQueries];
-            int n = 0;
-            for (int m = tile.row; m < tile.row + tile.rows; m++)
-                for (int h = tile.head; h < tile.head + tile.heads; h++)
-                    queries[n++] = {qkv_.get() + size_t(m) * panels(qkv_width_) * kPanel + h * d,
-                                    narrow_.get() + (size_t(m) * s_.heads + h) * d,
-                                    rows.position[m] + 1};
-            const size_t at = start_of(rows.slot[tile.row], tile.head / group);
-            attend(queries, n, w.keys + at, w.values + at, d,
-                   scores_.get() + size_t(thread) * kMaxQueries * stride, stride);
+        with_cache(w, [&](auto *keys, auto *values) {
+            pool_->each(static_cast<int>(tiles_.size()), [&](int piece, int thread) {
+                attend_tile(keys, values, rows, tiles_[piece], thread);
+            });
         });
+    }
+
+    template <class Cached>
+    void attend_tile(const Cached *keys, const Cached *values, const Rows &rows, const Tile &tile,
+                     int thread) {
+        const int d = s_.head_dim, group = s_.heads / s_.kv_heads, stride = padded(s_.max_tokens);
+        Query queries[kMaxQueries];
+        int n = 0;
+        for (int m = tile.row; m < tile.row + tile.rows; m++)
+            for (int h = tile.head; h < tile.head + tile.heads; h++)
+                queries[n++] = {qkv_.get() + size_t(m) * panels(qkv_width_) * kPanel + h * d,
+                                narrow_.get() + (size_t(m) * s_.heads + h) * d,
+                                rows.position[m] + 1};
+        const size_t at = start_of(rows.slot[tile.row], tile.head / group);
+        attend(queries, n, keys + at, values + at, d,
+               scores_.get() + size_t(thread) * kMaxQueries * stride, stride);
     }
 
     // The shift of the mood, then the rows that skip the layer go back to what they were.
@@ -259,7 +319,8 @@ class Model {
         }
     }
 
-    static constexpr int kChunkRows = 96, kPiecesPerThread = 8, kMaxPanels = 16;
+    static constexpr int kPiecesPerThread = 8, kMaxPanels = 16;
+    static_assert(kChunkRows % kBand == 0);
 
     Shape s_;
     std::vector<Layer> layers_;
@@ -267,9 +328,8 @@ class Model {
     Pool *pool_;
     int qkv_width_;
     // What flows between the stages: [rows, ...].
-    std::unique_ptr<float[]> narrow_, qkv_, hidden_, saved_, scales_, scores_;
-    std::unique_ptr<int8_t[]> bytes_;
-    std::unique_ptr<int32_t[]> starts_;
+    std::unique_ptr<float[]> narrow_, qkv_, hidden_, saved_, gated_, scores_;
+    std::unique_ptr<int8_t[]> narrow_bytes_, hidden_bytes_;
     std::vector<Tile> tiles_;
 };
 
@@ -277,7 +337,10 @@ class Model {
 
 extern "C" {
 
-int32_t elchat_native_version() { return 2; }
+int32_t elchat_native_version() { return 3; }
+
+// Whether keys and values may be kept in bfloat16.
+int32_t elchat_has_bf16() { return elchat::kHasBf16; }
 
 void *elchat_pool_new(int32_t threads) { return new elchat::Pool(threads); }
 void elchat_pool_free(void *pool) { delete static_cast<elchat::Pool *>(pool); }

@@ -50,16 +50,32 @@ inline void store_bytes(int8_t *p, i8x v) {
 #endif
 }
 
-inline float max8(f8 v) {
-    float m = v[0];
-    for (int i = 1; i < 8; i++) m = v[i] > m ? v[i] : m;
-    return m;
-}
-
 inline f8 larger(f8 a, f8 b) { return a > b ? a : b; }
 
+inline float max8(f8 v) {
+    v = larger(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+    v = larger(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
+    return v[0] > v[1] ? v[0] : v[1];
+}
+
+inline int32_t sum8(i8x v) {
+    v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+    v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
+    return v[0] + v[1];
+}
+
+inline bool any8(i8x v) {
+    v |= __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+    v |= __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
+    return (v[0] | v[1]) != 0;
+}
+
+// Source: Cephes expf.
+constexpr float kExp[6] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                           4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+
 // e^x to 2 units in the last place, 0 below -87. Range reduction to |r| <= ln 2 / 2, then a
-// degree-6 Taylor-like polynomial. Source: Cephes expf (coefficients).
+// degree-6 Taylor-like polynomial.
 inline f8 exp8(f8 x) {
     const f8 low = all8(-87.3f);
     i8x is_zero = x < low;
@@ -70,12 +86,8 @@ inline f8 exp8(f8 x) {
     f8 m = __builtin_convertvector(n, f8);
     f8 r = x - m * 0.693359375f;
     r = r - m * -2.12194440e-4f;
-    f8 p = all8(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
+    f8 p = all8(kExp[0]);
+    for (int i = 1; i < 6; i++) p = p * r + kExp[i];
     f8 y = p * r * r + r + 1.0f;
     i8x bits;
     std::memcpy(&bits, &y, 32);
