@@ -155,13 +155,13 @@ def candidates(scaled_V: Tensor, params: SamplingParams) -> tuple[np.ndarray, np
     if params.top_k == 0 and params.top_p >= 1.0 and params.min_p == 0.0:
         return np.arange(scaled_V.shape[0]), scaled_V.double().numpy()
     scaled = scaled_V.numpy()  # a few times faster than torch's for one row
-    whole = scaled.min() - 1.0
+    whole = float(scaled.min()) - 1.0
     if 0 < params.top_k < len(scaled):
-        whole = scaled_V.topk(params.top_k).values[-1].numpy()
+        whole = float(scaled_V.topk(params.top_k).values[-1])
         found = _survivors(scaled, whole, params, True)
     else:
         for depth in NUCLEUS_DEPTHS:
-            found = _survivors(scaled, scaled.max() - np.float32(depth), params, False)
+            found = _survivors(scaled, float(scaled.max()) - depth, params, False)
             if found is not None:
                 return found
         found = _survivors(scaled, whole, params, True)
@@ -170,7 +170,7 @@ def candidates(scaled_V: Tensor, params: SamplingParams) -> tuple[np.ndarray, np
 
 
 def _survivors(
-    scaled_V: np.ndarray, floor: np.floating, params: SamplingParams, is_whole: bool
+    scaled_V: np.ndarray, floor: float, params: SamplingParams, is_whole: bool
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """What the rules leave among the ids at or above `floor`.
 

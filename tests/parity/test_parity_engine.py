@@ -10,7 +10,6 @@ part, but only where the two choices are nearer than one step of bf16 at their s
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from pathlib import Path
@@ -61,10 +60,15 @@ def gguf() -> Path:
 
 
 @pytest.fixture(scope="module")
-def peer(gguf, tmp_path_factory):
+def folder(gguf, tmp_path_factory):
+    found = tmp_path_factory.mktemp("hf") / "model"
+    save_hf(load_model(gguf), found, dtype=torch.float32)
+    return found
+
+
+@pytest.fixture(scope="module")
+def peer(folder):
     transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("hf") / "model"
-    save_hf(load_model(gguf), folder, dtype=torch.float32)
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
@@ -112,8 +116,10 @@ def test_greedy_tokens_equal_transformers(gguf, peer, is_compiled):
 
 
 @pytest.fixture(scope="module")
-def peer_bf16(peer):
-    return copy.deepcopy(peer).to(torch.bfloat16)
+def peer_bf16(folder):
+    # Loaded so, and not turned with `.to`, which would round the frequencies of the rotation too.
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
 
 def test_bf16_logits_equal_transformers_bit_for_bit(gguf, peer_bf16):
