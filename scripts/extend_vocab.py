@@ -17,6 +17,7 @@ import torch
 
 from elchat import hub, vocabulary
 from elchat.errors import DataError, ElchatError, ModelError
+from elchat.report.words import number
 from elchat.tokenizer import Tokenizer
 from elchat.weights import load_model, save_hf
 from scripts.arguments import Parser
@@ -62,8 +63,8 @@ def extend(arguments: argparse.Namespace) -> str:
     before, after = (bytes_per_token(t, measured) for t in (loaded.tokenizer, found.tokenizer))
     return (
         f"{len(found.parts)} tokens nuevos en {arguments.out}. En texto que no vio: "
-        f"{before:.3f} → {after:.3f} bytes por token "
-        f"({100 * (1 - before / after):.1f} % menos tokens)."
+        f"{number(before, 3)} → {number(after, 3)} bytes por token "
+        f"({number(100 * (1 - before / after), 1)} % menos tokens)."
     )
 
 

@@ -22,6 +22,8 @@ from elchat.data.cleaning_pool import process_count
 from elchat.data.prepare import Executor
 from elchat.data.shards import ShardSet
 from elchat.errors import ConfigError, DataError, ElchatError
+from elchat.files import format_bytes
+from elchat.report.words import number
 from elchat.weights import LoadedModel, load_skeleton
 from scripts.stages import enabled_stages, make_shards
 
@@ -82,11 +84,11 @@ def summary(stage: str, shards: ShardSet, seconds: float) -> str:
     """One line: how much, how fast, where."""
     n_bytes = sum(source.n_bytes for source in shards.sources)
     tokens = sum(source.n_tokens for source in shards.sources)
-    text = (
-        f"[{stage}] {n_bytes / MEGABYTE:.1f} MB de texto, {tokens} tokens en {seconds:.1f} s "
-        f"({n_bytes / MEGABYTE / seconds:.1f} MB/s): {shards.path}"
+    speed = number(n_bytes / MEGABYTE / seconds, 1)
+    return (
+        f"[{stage}] {format_bytes(n_bytes)} de texto, {tokens} tokens en {number(seconds, 1)} s "
+        f"({speed} MB/s): {shards.path}"
     )
-    return text.replace(".", ",", 3)
 
 
 def datatrove_executor(arguments: argparse.Namespace) -> Executor:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from elchat import data, paths
 from elchat.config import SourceSection
@@ -196,6 +197,22 @@ def test_datatrove_gives_the_same_shards(tmp_path, jobs, workers, tasks):
     assert kept > 100
     assert rejected == 2
     assert said
+
+
+def test_the_steps_for_a_cluster_leave_the_pieces_of_the_configuration(tmp_path, jobs):
+    config = make_config([{"path": corpus(tmp_path / "a.jsonl", TEXTS)}])
+    alone = files_of(run(config))
+    path = tmp_path / "mi.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    (step,) = jobs.pipeline(path)
+    for rank in range(3):
+        step.run(rank=rank, world_size=3)
+    assert len(list(paths.spool_dir().glob("*.parquet"))) == len(step.pieces) > 3
+    seen = []
+    found = run(config, executor=lambda spool, pieces: seen.extend(p.path.exists() for p in pieces))
+    assert seen
+    assert all(seen)
+    assert files_of(found) == alone
 
 
 CHILD = """
