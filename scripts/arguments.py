@@ -1,44 +1,75 @@
-"""Command lines whose mistakes are told in Spanish, for all the scripts."""
+"""Command lines of `python -m scripts.X`: argparse, in Spanish to whoever reads it."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
-# What argparse says, and what the user reads.
-_SENTENCES = (
-    (r"argument (.+?): expected one argument", r"falta el valor de \1"),
-    (r"argument (.+?): expected at least one argument", r"falta el valor de \1"),
-    (r"argument (.+?): expected (\d+) arguments?", r"\1 pide \2 valores"),
-    (r"argument (.+?): invalid int value: (.*)", r"\1 debe ser un número entero, y vale \2"),
-    (r"argument (.+?): invalid float value: (.*)", r"\1 debe ser un número, y vale \2"),
-    (r"argument (.+?): invalid choice: (.*?) \(choose from (.*)\)", r"\1 vale \2; puede ser \3"),
-    (r"argument (.+?): not allowed with argument (.*)", r"\1 y \2 no van juntos"),
-    (r"argument (.+?): ignored explicit argument (.*)", r"\1 no lleva valor, y se le da \2"),
-    (r"argument (.+?): invalid .*? value: (.*)", r"\1 no puede valer \2"),
-    (r"unrecognized arguments: (.*)", r"no se reconoce: \1"),
-    (r"the following arguments are required: (.*)", r"falta: \1"),
-    (r"one of the arguments (.*) is required", r"falta uno de estos: \1"),
-    (r"ambiguous option: (.*?) could match (.*)", r"\1 puede ser cualquiera de: \2"),
-    (r"argument (.+?): (.*)", r"\1: \2"),
+USAGE_ERROR = 2
+# What argparse says, and how it is said here; groups keep names and values.
+SAID = (
+    (r"the following arguments are required: (.+)", r"falta {0}."),
+    (r"unrecognized arguments: (.+)", r"no se conoce {0}."),
+    (
+        r"argument (.+?): invalid choice: (.+?) \(choose from (.+)\)",
+        r"{0} vale {1} y debe ser uno de {2}.",
+    ),
+    (r"argument (.+?): invalid (?:int|integer) value: (.+)", r"{0} vale {1} y debe ser un entero."),
+    (r"argument (.+?): invalid float value: (.+)", r"{0} vale {1} y debe ser un número."),
+    (r"argument (.+?): invalid \S+ value: (.+)", r"{0} vale {1} y no sirve."),
+    (r"argument (.+?): expected one argument", r"{0} necesita un valor."),
+    (r"argument (.+?): expected at least one argument", r"{0} necesita al menos un valor."),
+    (r"argument (.+?): expected (\d+) arguments", r"{0} necesita {1} valores."),
+    (r"argument (.+?): not allowed with argument (.+)", r"{0} no se puede usar con {1}."),
+    (r"argument (.+?): ignored explicit argument (.+)", r"{0} no lleva valor y se le dio {1}."),
+    (r"one of the arguments (.+) is required", r"falta uno de estos: {0}."),
+    (r"ambiguous option: (.+) could match (.+)", r"{0} puede ser {1}: escríbelo entero."),
 )
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that says what is wrong in one Spanish sentence."""
+    """`ArgumentParser` for one script.
+
+    Args:
+        script: its name, as in `python -m scripts.NAME`.
+        description: what it does, in Spanish.
+    """
+
+    def __init__(self, script: str, description: str, **options: Any) -> None:
+        super().__init__(
+            prog=f"python -m scripts.{script}",
+            description=description,
+            add_help=False,
+            **options,
+        )
+        self._positionals.title, self._optionals.title = "argumentos", "opciones"
+        self.add_argument("-h", "--help", action="help", help="muestra esta ayuda y termina")
+
+    def format_usage(self) -> str:
+        """See `argparse`."""
+        return super().format_usage().replace("usage:", "uso:", 1)
+
+    def format_help(self) -> str:
+        """See `argparse`."""
+        return super().format_help().replace("usage:", "uso:", 1)
 
     def error(self, message: str) -> NoReturn:
-        """End with status 2."""
-        print(f"Error: {in_spanish(message)}. Mira: {self.prog} --help", file=sys.stderr)
-        raise SystemExit(2)
+        """One sentence, where to look, and exit code 2."""
+        print(f"Error: {in_spanish(message)}", file=sys.stderr)
+        print(f"  → Mira las opciones: {self.prog} --help", file=sys.stderr)
+        raise SystemExit(USAGE_ERROR)
 
 
 def in_spanish(message: str) -> str:
-    """One of argparse's messages; what is not known stays as it is."""
-    for english, spanish in _SENTENCES:
-        found = re.fullmatch(english, message, re.DOTALL)
-        if found:
-            return found.expand(spanish)
+    """A complaint of argparse; one that is not known stays as it is.
+
+    >>> in_spanish("argument --seed: invalid int value: 'x'")
+    "--seed vale 'x' y debe ser un entero."
+    """
+    for pattern, words in SAID:
+        found = re.fullmatch(pattern, message)
+        if found is not None:
+            return words.format(*found.groups())
     return message

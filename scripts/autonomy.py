@@ -33,7 +33,7 @@ Arguments = argparse.Namespace
 
 def main(argv: list[str] | None = None) -> int:
     """Run one of the actions and return the exit code."""
-    parser = Parser(prog="python -m scripts.autonomy", description=__doc__)
+    parser = Parser("autonomy", "Mide y enseña la autonomía estructural de un modelo terminado.")
     parser.add_argument("action", choices=list(ACTIONS))
     parser.add_argument("model", type=Path, help="carpeta de un modelo o archivo GGUF")
     parser.add_argument("--to", type=Path, help="dónde se escribe; junto al modelo, si no se dice")
@@ -95,11 +95,7 @@ def run_cost(args: Arguments) -> tuple[Any, str]:
     loaded, autonomy, folder = open_model(args)
     if args.skippable:
         autonomy = replace(autonomy, skippable=tuple(args.skippable))
-    if not autonomy.skippable:
-        raise DataError(
-            f"{args.model} no tiene escrito qué capas se pueden saltar.",
-            hint=f"Antes: elchat autonomy ablate {args.model}",
-        )
+    require_skippable(autonomy, args)
     documents = read_texts(loaded, args, 4000)
     lines: list[str] = []
 
@@ -171,6 +167,7 @@ def run_diversity(args: Arguments) -> tuple[Any, str]:
     """Fronts of every arm; resumable."""
     loaded, autonomy, folder = open_model(args)
     require_mood(autonomy, args)
+    require_skippable(autonomy, args)
     rows = folder / "autonomy_diversity.json"
     found = diversity.run(
         loaded,
@@ -251,6 +248,15 @@ def require_mood(autonomy: Autonomy, args: Arguments) -> None:
         raise DataError(
             f"{args.model} no tiene estado de ánimo que medir.",
             hint=f"Antes: elchat autonomy train {args.model}",
+        )
+
+
+def require_skippable(autonomy: Autonomy, args: Arguments) -> None:
+    """Refuse to measure depth where nobody knows which layers may be skipped."""
+    if not autonomy.skippable:
+        raise DataError(
+            f"{args.model} no tiene escrito qué capas se pueden saltar.",
+            hint=f"Antes: elchat autonomy ablate {args.model}",
         )
 
 

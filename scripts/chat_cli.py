@@ -34,6 +34,7 @@ from scripts.arguments import Parser
 
 GREETING = "Escribe algo. /ayuda enseña las órdenes; Ctrl-C corta una respuesta; Ctrl-D termina."
 INTERRUPTED = 130
+WEIGHTS = ("auto", "fp32", "bf16", "int8", "int4")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,16 +59,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(prog="python -m scripts.chat_cli", description=__doc__)
+    parser = Parser("chat_cli", "Conversa con un modelo en la terminal.")
     parser.add_argument("model", nargs="?", help="ejecución, carpeta, GGUF o modelo base")
     parser.add_argument("--prompt", "-p", help="un mensaje; se responde y se termina")
-    parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--top-p", type=float, default=0.95)
-    parser.add_argument("--repetition-penalty", type=float, default=1.1)
-    parser.add_argument("--max-new-tokens", type=int, default=512)
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--temperature", type=float, default=0.7, help="cuánto azar; 0, ninguno")
+    parser.add_argument(
+        "--top-p", type=float, default=0.95, help="parte más probable que se sortea"
+    )
+    parser.add_argument("--repetition-penalty", type=float, default=1.1, help="freno a repetir")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="largo máximo")
+    parser.add_argument("--seed", type=int, help="para repetir la misma respuesta")
     parser.add_argument("--system", help="mensaje de sistema")
-    parser.add_argument("--weights", choices=("auto", "fp32", "bf16", "int8", "int4"))
+    parser.add_argument(
+        "--weights", choices=("auto", "fp32", "bf16", "int8", "int4"), help="precisión"
+    )
     parser.add_argument("--tools", action="store_true", help="deja que use la calculadora")
     parser.add_argument("--plain", action="store_true", help="sin colores")
     output = parser.add_mutually_exclusive_group()

@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Words of the command line."""
-    parser = Parser(prog="python -m scripts.chat_web", description=__doc__)
+    parser = Parser(
+        "chat_web", "Sirve un modelo en una página y una API compatible con la de OpenAI."
+    )
     parser.add_argument("model", nargs="?", help="ejecución, carpeta, GGUF o modelo base")
     parser.add_argument("--host", default="127.0.0.1", help="dirección en la que escucha")
     parser.add_argument("--puerto", type=int, help="por omisión el 8000 o el siguiente libre")

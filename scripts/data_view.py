@@ -38,7 +38,9 @@ DEFAULT_CONTEXT = 512
 
 def main(argv: list[str] | None = None) -> int:
     """Run one of the two views and return the exit code."""
-    parser = Parser(prog="python -m scripts.data_view", description=__doc__)
+    parser = Parser(
+        "data_view", "Enseña lo que verá el modelo: tokens, qué se aprende y cómo se empaqueta."
+    )
     parser.add_argument("action", choices=["inspect", "mask"])
     parser.add_argument("source")
     parser.add_argument("--stage", choices=STAGES)

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The words this script takes."""
-    words = Parser(prog="python -m scripts.eval", description=__doc__)
+    words = Parser("eval", "Mide un modelo con tareas en español y bits por byte.")
     words.add_argument("model", nargs="?", help="ejecución, carpeta, GGUF o modelo base")
     words.add_argument("--tasks", action="append", default=[], help="tareas o grupos, con comas")
     words.add_argument("--limit", type=int, help="primeras N preguntas de cada tarea")

@@ -36,7 +36,7 @@ DEFAULT_TYPES = {"hf": "bf16", "gguf": "q8_0", "ollama": "q8_0"}
 
 def main(argv: list[str] | None = None) -> int:
     """Run one export and return the exit code."""
-    parser = Parser(prog="python -m scripts.export", description=__doc__)
+    parser = Parser("export", "Exporta un modelo a Hugging Face, GGUF u Ollama.")
     parser.add_argument("source", nargs="?")
     parser.add_argument("--to", required=True)
     parser.add_argument("--type")

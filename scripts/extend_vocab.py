@@ -27,7 +27,7 @@ HELD_OUT_EVERY = 20  # without --medir, one line in twenty is kept to measure
 
 def main(argv: list[str] | None = None) -> int:
     """Extend, measure and save; returns the exit code."""
-    parser = Parser(prog="python -m scripts.extend_vocab", description=__doc__)
+    parser = Parser("extend_vocab", "Amplía el vocabulario de un modelo con palabras de un texto.")
     parser.add_argument("model", metavar="MODELO")
     parser.add_argument("--texto", dest="texts", nargs="+", type=Path, required=True)
     parser.add_argument("--medir", dest="measured", nargs="+", type=Path, default=[])

@@ -20,7 +20,7 @@ from scripts.arguments import Parser
 
 def main(argv: list[str] | None = None) -> int:
     """Run one of the four actions and return the exit code."""
-    parser = Parser(prog="python -m scripts.models", description=__doc__)
+    parser = Parser("models", "Lista, descarga, verifica y borra modelos de partida.")
     parser.add_argument("action", choices=["list", "pull", "verify", "remove"])
     parser.add_argument("model", nargs="?")
     parser.add_argument("--start", choices=["base", "instruct"], default="instruct")

@@ -25,6 +25,7 @@ from elchat.errors import ConfigError, DataError, ElchatError
 from elchat.files import format_bytes
 from elchat.report.words import number
 from elchat.weights import LoadedModel, load_skeleton
+from scripts.arguments import Parser
 from scripts.stages import enabled_stages, make_shards
 
 MEGABYTE = 1e6
@@ -32,7 +33,7 @@ MEGABYTE = 1e6
 
 def main(argv: list[str] | None = None) -> int:
     """Prepare the stages asked for and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.prepare_data", description=__doc__)
+    parser = Parser("prepare_data", "Prepara los datos de una configuración sin entrenar.")
     parser.add_argument("config", type=Path)
     parser.add_argument("--stage", choices=("cpt", "sft"))
     parser.add_argument("--processes", type=int)

@@ -34,7 +34,7 @@ from scripts.arguments import Parser
 
 def main(argv: list[str] | None = None) -> int:
     """Run a replay; 1 if anything came out otherwise."""
-    parser = Parser(prog="python -m scripts.replay", description=__doc__)
+    parser = Parser("replay", "Repite una conversación grabada y la compara byte a byte.")
     parser.add_argument("file", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("--json", action="store_true", dest="as_json")

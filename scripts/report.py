@@ -21,7 +21,7 @@ from scripts.arguments import Parser
 
 def main(argv: list[str] | None = None) -> int:
     """Write it and say where it is."""
-    parser = Parser(prog="python -m scripts.report", description=__doc__)
+    parser = Parser("report", "Escribe el informe de una ejecución, o compara varias.")
     parser.add_argument("runs", nargs="*")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--json", action="store_true", dest="as_json")

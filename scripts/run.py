@@ -28,7 +28,7 @@ UNEXPECTED = 70  # a fault of the machine or ours: several processes are started
 
 def main(argv: list[str] | None = None) -> int:
     """Run the worker in this process."""
-    parser = Parser(prog="python -m scripts.run", description=__doc__)
+    parser = Parser("run", "Corre las etapas de una ejecución en este proceso.")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--stage", choices=list(STAGES), help="solo esta etapa")
     arguments = parser.parse_args(argv)

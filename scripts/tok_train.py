@@ -35,7 +35,7 @@ CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 def main(argv: list[str] | None = None) -> int:
     """Train and return the exit code."""
-    parser = Parser(prog="python -m scripts.tok_train", description=__doc__)
+    parser = Parser("tok_train", "Entrena un vocabulario con tus textos.")
     parser.add_argument("--input", nargs="+", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--family", default="llama3")

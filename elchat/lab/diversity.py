@@ -64,10 +64,11 @@ def run(
     speakers = {arm: Speaker(loaded, autonomy, writer) for arm in ARMS}
     fake = with_mood(autonomy, placebo(autonomy.mood, seed))
     speakers["placebo"] = Speaker(loaded, fake, writer)
-    done = {row["prompt"] for row in rows}
+    done = {(row["prompt"], row["arm"]) for row in rows}
     for i, prompt in enumerate(prompts(n_prompts)):
-        if prompt not in done:
-            rows += cells(loaded, compiled, writer, speakers, prompt, seed=seed)
+        arms = [arm for arm in ARMS if (prompt, arm) not in done]
+        if arms:
+            rows += cells(loaded, compiled, writer, speakers, prompt, arms, seed=seed)
             write_json(path, rows)
         progress(i + 1, n_prompts)
     return judge(rows)
@@ -79,11 +80,12 @@ def cells(
     writer: Writer,
     speakers: Mapping[str, Speaker],
     prompt: str,
+    arms: Sequence[str],
     *,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """One prompt in every arm and at every temperature, all written together."""
-    places = [(arm, t) for arm in ARMS for t in TEMPERATURES]
+    """One prompt in these arms and at every temperature, all written together."""
+    places = [(arm, t) for arm in arms for t in TEMPERATURES]
     asks = [ask(speakers[arm], prompt, arm, t, k, seed=seed) for arm, t in places for k in range(K)]
     texts = writer.write(asks)
     encode = loaded.tokenizer.encode
