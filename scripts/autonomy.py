@@ -109,8 +109,7 @@ def run_cost(args: Arguments) -> tuple[Any, str]:
         "n_tokens": {language: sum(map(len, texts)) for language, texts in documents.items()},
         "seed": args.seed,
     }
-    notes = {f"cost{':' + args.label if args.label else ''}": facts}
-    store.save(autonomy, folder, model_path=args.model, notes=notes)
+    keep_notes(loaded, args, folder, {f"cost{':' + args.label if args.label else ''}": facts})
     return facts, "\n".join(lines) if not args.as_json else ""
 
 
@@ -177,7 +176,7 @@ def run_diversity(args: Arguments) -> tuple[Any, str]:
         seed=args.seed,
         progress=Ticker("diversidad").show,
     )
-    store.save(autonomy, folder, model_path=args.model, notes={"diversity": found})
+    keep_notes(loaded, args, folder, {"diversity": found})
     gains = found["hypervolume_gain"]
     lines = [f"{arm}: {cost.as_estimate(gain).text(4)}" for arm, gain in gains.items()]
     return found, "\n".join(lines)
@@ -240,6 +239,12 @@ def open_model(args: Arguments) -> tuple[LoadedModel, Autonomy, Path]:
     autonomy = store.load(args.model, loaded.model.config, folder=folder)
     loaded.model.eval().requires_grad_(False)
     return loaded, autonomy, folder
+
+
+def keep_notes(loaded: LoadedModel, args: Arguments, folder: Path, notes: dict[str, Any]) -> None:
+    """Write what was measured beside whatever is there by now: it took long to measure."""
+    now = store.load(args.model, loaded.model.config, folder=folder)
+    store.save(now, folder, model_path=args.model, notes=notes)
 
 
 def require_mood(autonomy: Autonomy, args: Arguments) -> None:
