@@ -138,7 +138,8 @@ def _mood(found: Mapping[str, Any] | None) -> dict[str, Any]:
         mean = as_estimate(amnesia["mean"])
         paragraphs.append(
             f"Amnesia: diferencia {mean.text()} log-odds, p = {amnesia['p']:.4f}, "
-            f"{amnesia['n_pairs']} pares, {amnesia['n_seeds']} semillas."
+            f"{amnesia['n_pairs']} pares, {amnesia['n_seeds']} semillas; por grupos de pares con "
+            f"los mismos golpes, p = {amnesia['p_clustered']:.4f} ({amnesia['n_clusters']} grupos)."
         )
         if amnesia.get("same_event"):
             control = as_estimate(amnesia["same_event"])

@@ -288,7 +288,16 @@ def judge_amnesia(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         pairs = [d for run in runs for d in run.get(key, [])]
         facts[name] = mean_bootstrap(pairs).to_json()
         facts["p" if name == "mean" else f"p_{name}"] = paired_permutation_p(pairs)
+    clusters = [mean for run in runs for mean in by_blows(run["differences"])]
+    facts["n_clusters"] = len(clusters)
+    facts["p_clustered"] = paired_permutation_p(clusters)
     return facts
+
+
+def by_blows(differences: Sequence[float]) -> list[float]:
+    """Mean difference of the pairs that were praised and insulted alike: the blows are few."""
+    n = len(blows()[EVENTS[0]])
+    return [float(np.mean(differences[i::n])) for i in range(min(n, len(differences)))]
 
 
 def with_mood(autonomy: Autonomy, mood: Mood) -> Autonomy:

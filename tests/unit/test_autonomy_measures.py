@@ -74,6 +74,8 @@ def test_amnesia_after_a_reset_is_exactly_nothing(speaker):
     assert (judged["n_pairs"], judged["n_seeds"]) == (8, 2)
     assert 0.0 < judged["p"] <= 1.0
     assert judged["p_reset"] == 1.0
+    assert mood_eval.by_blows([float(i % 12) for i in range(30)]) == [float(i) for i in range(12)]
+    assert judged["n_clusters"] == 8
 
 
 def test_an_evaluation_goes_on_where_it_stopped(loaded, autonomy, tmp_path, monkeypatch):
