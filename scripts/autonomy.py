@@ -190,7 +190,8 @@ def run_abstain(args: Arguments) -> tuple[Any, str]:
     found = abstention.judge(rows, alpha=args.alpha)
     autonomy.epistemic, autonomy.threshold = abstention.finish(rows, alpha=args.alpha)
     store.save(autonomy, folder, model_path=args.model, notes={"abstention": found})
-    shown = {k: cost.as_estimate(v).text() for k, v in found.items() if isinstance(v, dict)}
+    estimates = {k: v for k, v in found.items() if isinstance(v, dict) and "value" in v}
+    shown = {name: cost.as_estimate(raw).text() for name, raw in estimates.items()}
     return found, "\n".join(f"{name}: {text}" for name, text in shown.items())
 
 
