@@ -26,7 +26,7 @@ from elchat.weights import LoadedModel
 
 QUESTIONS = Path(__file__).parent / "data" / "preguntas.tsv"
 K = 6
-SAMPLING = SamplingParams(temperature=0.7, top_p=0.95, top_k=100, max_new_tokens=14)
+SAMPLING = SamplingParams(temperature=0.3, top_p=0.95, top_k=100, max_new_tokens=24)
 SPLITS = 100
 COVERAGES = tuple(i / 20 for i in range(1, 21))
 
