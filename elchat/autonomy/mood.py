@@ -3,10 +3,13 @@
     layers 0..A-1 (no mood, never skipped, no noise)
         │  pools: the user's turn u_t, the model's own last reply a_{t-1}; surprise |u_t - u_{t-1}|
         ▼
-    mu_t = home + rho (m_{t-1} - home) + g c        g, c: gated cell on pools, surprise, m_{t-1}
+    mu_t = home + rho (m_{t-1} - home) + g c        g, c: gated cell on pools and surprise
     m_t  = bound(mu_t + spread sqrt(1 - rho²) xi)   rho = exp(-1 / tau), tau of 2 to 20 turns
         ▼
     layers A..L-1: gains and a shift, gain · U_l m_t (FiLM, U zero at the start)
+
+What moves a mood is learned and how long it lasts is designed, so the gated cell does not see the
+mood: one that did learned to pull it home, and a blow faded in half the time it was meant to.
 
 Because the low layers know no mood, one pass over a conversation gives every pool, the cell runs
 over the turns, and the upper layers run once over all of them in training.
@@ -89,8 +92,8 @@ class Mood(nn.Module):
         m, c, e = shape.dim, shape.width, len(shape.expressing)
         self.user = nn.Linear(c, m, bias=False)
         self.own = nn.Linear(c, m, bias=False)
-        self.gate = nn.Linear(3 * m + 1, m)
-        self.content = nn.Linear(3 * m + 1, m)
+        self.gate = nn.Linear(2 * m + 1, m)
+        self.content = nn.Linear(2 * m + 1, m)
         self.home = nn.Parameter(torch.zeros(m))
         self.pace = nn.Parameter(torch.full((m,), -1.6))  # tau = 5 turns
         self.log_spread = nn.Parameter(torch.full((m,), math.log(0.1)))
@@ -136,7 +139,7 @@ class Mood(nn.Module):
 
     def drift(self, mood_M: Tensor, user_M: Tensor, own_M: Tensor, surprise_1: Tensor) -> Tensor:
         """mu_t, unbounded, [..., M]."""
-        inputs = torch.cat((user_M, own_M, surprise_1, mood_M / BOUND), -1)
+        inputs = torch.cat((user_M, own_M, surprise_1), -1)
         impulse = IMPULSE * torch.sigmoid(self.gate(inputs)) * torch.tanh(self.content(inputs))
         return self.home + self.rho * (mood_M - self.home) + impulse
 

@@ -26,7 +26,7 @@ from elchat.errors import ModelError
 from elchat.files import atomic_path, read_json, sha256_file, write_json
 from elchat.model_config import GPTConfig
 
-FORMAT = "elchat-autonomy/1"
+FORMAT = "elchat-autonomy/2"
 WEIGHTS_FILE, FACTS_FILE = "autonomy.safetensors", "autonomy.json"
 SAMPLE_BYTES, SAMPLES = 4096, 256
 

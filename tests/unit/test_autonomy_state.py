@@ -181,6 +181,16 @@ def test_half_life_is_the_designed_one():
     assert 2.0 <= float(cell.tau.min().detach()) <= float(cell.tau.max().detach()) <= 20.0
 
 
+def test_what_moves_a_mood_has_no_say_in_how_long_it_lasts():
+    cell = toys.mood(seed=3)
+    generator = torch.Generator().manual_seed(0)
+    glad, sad, user, own = (torch.randn(64, generator=generator) for _ in range(4))
+    apart = glad - sad
+    surprise = torch.ones(1)
+    moved = cell.drift(glad, user, own, surprise) - cell.drift(sad, user, own, surprise)
+    assert torch.allclose(moved, cell.rho * apart, atol=1e-5)
+
+
 def test_the_bound_is_near_identity_around_zero():
     x = torch.linspace(-0.5, 0.5, 11)
     assert (bound(x) - x).abs().max() < 0.01
