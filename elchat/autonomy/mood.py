@@ -8,8 +8,8 @@
         ▼
     layers A..L-1: gains and a shift, gain · U_l m_t (FiLM, U zero at the start)
 
-What moves a mood is learned and how long it lasts is designed, so the gated cell does not see the
-mood: one that did learned to pull it home, and a blow faded in half the time it was meant to.
+What moves a mood is learned and how long it lasts is designed: the gated cell does not see the mood
+and the bound leaves what is inside it alone, so that any difference decays by rho each turn.
 
 Because the low layers know no mood, one pass over a conversation gives every pool, the cell runs
 over the turns, and the upper layers run once over all of them in training.
@@ -45,7 +45,7 @@ AXES = (
     "playfulness",
 )
 PRESENCE = len(AXES)  # first free dimension: 1 at rest, moved by nothing; how it speaks at all
-BOUND = 3.0  # no dimension leaves (-3, 3)
+BOUND = 3.0  # no dimension leaves [-3, 3]
 IMPULSE = 2.0  # most that one turn can push
 SHORTEST_TAU, LONGEST_TAU = 2.0, 20.0  # turns
 APPRAISAL_SHARE = 0.27
@@ -167,8 +167,8 @@ class Mood(nn.Module):
 
 
 def bound(mu: Tensor) -> Tensor:
-    """A smooth clamp into (-3, 3), near identity around 0."""
-    return BOUND * torch.tanh(mu / BOUND)
+    """Kept within [-3, 3]; inside, untouched: a squashed mood would fade faster than designed."""
+    return mu.clamp(-BOUND, BOUND)
 
 
 def mean_direction(states_TC: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ def test_the_mood_cannot_be_pumped_out_of_its_bound(gpt):
     user = torch.full((64,), 50.0)
     for _ in range(1000):
         m = cell.settle(cell.drift(m, user, user, torch.ones(1)), torch.full((64,), 4.0))
-    assert m.abs().max() < BOUND
+    assert m.abs().max() <= BOUND
 
 
 def test_half_life_is_the_designed_one():
@@ -189,6 +189,9 @@ def test_what_moves_a_mood_has_no_say_in_how_long_it_lasts():
     surprise = torch.ones(1)
     moved = cell.drift(glad, user, own, surprise) - cell.drift(sad, user, own, surprise)
     assert torch.allclose(moved, cell.rho * apart, atol=1e-5)
+    inside = torch.linspace(-2.9, 2.9, 64)
+    assert torch.equal(cell.settle(inside, None), inside)
+    assert torch.equal(bound(torch.tensor([-9.0, 9.0])), torch.tensor([-BOUND, BOUND]))
 
 
 def test_the_bound_is_near_identity_around_zero():
