@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elchat import plots
+from elchat.evaluation.table import p_value
 from elchat.lab.cost import as_estimate
 
 SCHEMA = 1
@@ -137,15 +138,16 @@ def _mood(found: Mapping[str, Any] | None) -> dict[str, Any]:
     if amnesia := found.get("amnesia"):
         mean = as_estimate(amnesia["mean"])
         paragraphs.append(
-            f"Amnesia: diferencia {mean.text()} log-odds, p = {amnesia['p']:.4f}, "
+            f"Amnesia: diferencia {mean.text()} log-odds, {_p(amnesia['p'])}, "
             f"{amnesia['n_pairs']} pares, {amnesia['n_seeds']} semillas; por grupos de pares con "
-            f"los mismos golpes, p = {amnesia['p_clustered']:.4f} ({amnesia['n_clusters']} grupos)."
+            f"los mismos golpes, {_p(amnesia['p_clustered'])} "
+            f"({amnesia['n_clusters']} grupos)."
         )
         if amnesia.get("same_event"):
             control = as_estimate(amnesia["same_event"])
             paragraphs.append(
                 f"Control (dos conversaciones del mismo suceso): {control.text()}, "
-                f"p = {amnesia['p_same_event']:.4f}."
+                f"{_p(amnesia['p_same_event'])}."
             )
     table = _table(["quién", "qué", "valor [95 %]", "n"], rows)
     makers = (_dose_chart, _shock_chart, _amnesia_chart, _trail_chart)
@@ -213,6 +215,12 @@ def _trail_chart(found: Mapping[str, Any]) -> Chart | None:
     series.append(plots.Series("reposo", [trail["home"]]))
     svg = plots.line_chart(name, series, x_label="agrado", y_label="activación")
     return name, "Agrado y activación turno a turno: dos golpes y luego ocho turnos neutros.", svg
+
+
+def _p(value: float) -> str:
+    """'p = 0,187' or 'p < 0,001'."""
+    text = p_value(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def _diversity(found: Mapping[str, Any] | None) -> dict[str, Any]:
