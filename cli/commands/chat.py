@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -85,6 +86,12 @@ def resolve(target: str | None) -> str:
         return str(path.absolute())
     if target in BASES:
         return target
+    if (os.sep in target or target.endswith(".gguf")) and not path.exists():
+        raise RunError(
+            f"No existe {target}: da una carpeta con config.json, un archivo .gguf o el nombre de "
+            "una ejecución.",
+            hint="Mira los que hay: elchat runs, elchat models",
+        )
     run = runs.find(target)
     if not run.model_path.is_dir():
         raise RunError(

@@ -489,3 +489,13 @@ def test_models_list_really_runs():
     )
     assert result.returncode == 0, result.stderr
     assert any(item["ref"] == "smollm2-135m" for item in json.loads(result.stdout))
+
+
+@pytest.mark.parametrize("target", ["carpeta/que/no/hay", "no_hay.gguf"])
+def test_a_path_that_is_not_there_is_not_called_a_run(target, tmp_path, monkeypatch):
+    from cli.commands.chat import resolve
+    from elchat.errors import RunError
+
+    monkeypatch.setenv("ELCHAT_HOME", str(tmp_path))
+    with pytest.raises(RunError, match=f"No existe {target}: da una carpeta"):
+        resolve(target)
