@@ -7,6 +7,8 @@ import re
 import sys
 from typing import Any, NoReturn
 
+from elchat.errors import ElchatError
+
 USAGE_ERROR = 2
 # What argparse says, and how it is said here; groups keep names and values.
 SAID = (
@@ -60,6 +62,14 @@ class Parser(argparse.ArgumentParser):
         print(f"Error: {in_spanish(message)}", file=sys.stderr)
         print(f"  → Mira las opciones: {self.prog} --help", file=sys.stderr)
         raise SystemExit(USAGE_ERROR)
+
+
+def tell(error: ElchatError) -> int:
+    """Print an expected error and what to do about it; returns the exit code."""
+    print(f"Error: {error}", file=sys.stderr)
+    if error.hint:
+        print(f"  → {error.hint}", file=sys.stderr)
+    return error.exit_code
 
 
 def in_spanish(message: str) -> str:

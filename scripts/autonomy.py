@@ -26,7 +26,7 @@ from elchat.lab import ablation, abstention, card, cost, diversity, mood_eval, t
 from elchat.training import mood_data
 from elchat.training.mood import MoodRecipe, train_mood
 from elchat.weights import LoadedModel, load_model
-from scripts.arguments import Parser
+from scripts.arguments import Parser, tell
 
 Arguments = argparse.Namespace
 
@@ -57,10 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         answer, text = ACTIONS[args.action](args)
     except ElchatError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  → {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     except KeyboardInterrupt:
         print("\nInterrumpido: lo escrito hasta ahora está entero.", file=sys.stderr)
         return 130

@@ -28,7 +28,7 @@ from elchat.errors import ConfigError, DataError, ElchatError
 from elchat.report import tokens
 from elchat.report.reading import FolderReader, mapping
 from elchat.weights import LoadedModel, load_skeleton
-from scripts.arguments import Parser
+from scripts.arguments import Parser, tell
 from scripts.stages import make_shards
 
 STAGES = ("cpt", "sft")
@@ -58,10 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         show(arguments)
         sys.stdout.flush()
     except ElchatError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  → {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     except BrokenPipeError:  # the reader left, as in `elchat data inspect | head`
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     return 0

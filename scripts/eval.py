@@ -32,7 +32,7 @@ from elchat.evaluation.runner import Asked, run_task
 from elchat.files import read_json
 from elchat.runs import Run
 from elchat.weights import LoadedModel, load_model
-from scripts.arguments import Parser
+from scripts.arguments import Parser, tell
 from tasks import all_tasks
 from tasks.common import Item
 
@@ -49,10 +49,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         return evaluate(Session.start(arguments))
     except ElchatError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  → {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     except KeyboardInterrupt:
         print("\nInterrumpido: lo medido queda; la misma orden sigue desde ahí.", file=sys.stderr)
         return 130

@@ -27,7 +27,7 @@ from elchat.report.facts import Facts
 from elchat.report.reading import FolderReader
 from elchat.report.words import number
 from elchat.weights import load_model
-from scripts.arguments import Parser
+from scripts.arguments import Parser, tell
 
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 LOW_AGREEMENT = 0.8
@@ -49,10 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         done = export(arguments)
     except ElchatError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  → {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     except KeyboardInterrupt:
         print("\nInterrumpido: no queda nada a medias.", file=sys.stderr)
         return 130

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from elchat import hub, model_store
 from elchat.errors import ElchatError
 from elchat.files import format_bytes
-from scripts.arguments import Parser
+from scripts.arguments import Parser, tell
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,10 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         answer, text = ACTIONS[args.action](args.model, args.start)
     except ElchatError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  → {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     except KeyboardInterrupt:
         print("\nInterrumpido: lo descargado a medias se descarta o se retoma.", file=sys.stderr)
         return 130

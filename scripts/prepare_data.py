@@ -25,7 +25,7 @@ from elchat.errors import ConfigError, DataError, ElchatError
 from elchat.files import format_bytes
 from elchat.report.words import number
 from elchat.weights import LoadedModel, load_skeleton
-from scripts.arguments import Parser
+from scripts.arguments import Parser, tell
 from scripts.stages import enabled_stages, make_shards
 
 MEGABYTE = 1e6
@@ -51,10 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         for stage in [arguments.stage] if arguments.stage else stages:
             prepare_stage(config, stage, loaded, arguments.processes, executor)
     except ElchatError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  → {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     except KeyboardInterrupt:
         print("Parado: la misma orden continúa.", file=sys.stderr)
         return 130

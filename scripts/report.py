@@ -16,7 +16,7 @@ from elchat.errors import ElchatError
 from elchat.report import compare, fertility
 from elchat.report.facts import saved
 from elchat.report.words import verdict
-from scripts.arguments import Parser
+from scripts.arguments import Parser, tell
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,10 +32,7 @@ def main(argv: list[str] | None = None) -> int:
             return report_one(found[0], arguments.out, arguments.as_json)
         return compare_all(found, arguments.out, arguments.as_json)
     except ElchatError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  → {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
 
 
 def report_one(run: runs.Run, out: Path | None, as_json: bool) -> int:
