@@ -169,6 +169,7 @@ class Trainer:
             return 30.0
         self.step += int((now - self.last) / STEP_S)
         self.last = now
+        self._log_metrics()
         if self.pod.exists(f"{self.run}/control/stop"):
             self._checkpoint()
             return self._end("stopped", "Parado y guardado.")
@@ -182,6 +183,12 @@ class Trainer:
             self.ending = 4
         self._status()
         return TICK_S
+
+    def _log_metrics(self) -> None:
+        path = f"{self.run}/metrics.jsonl"
+        told = self.pod.read(path).decode() if self.pod.exists(path) else ""
+        line = json.dumps({"stage": "cpt", "step": self.step, "loss": 2.5})
+        self.pod.write(path, f"{told}{line}\n")
 
     def _checkpoint(self) -> None:
         folder = f"{self.run}/checkpoints/cpt/step_{self.step:06d}"

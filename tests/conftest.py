@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from elchat.gpt import GPT, GPTConfig
+from elchat.training.reporter import Reporter
 
 TINY = GPTConfig(
     vocab_size=128,
@@ -40,6 +43,22 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _kernels: Path) -
     """Nothing of the user's is touched; only compiled kernels are shared, to build them once."""
     monkeypatch.setenv("ELCHAT_HOME", str(tmp_path / "elchat-home"))
     monkeypatch.setenv("ELCHAT_NATIVE_DIR", str(_kernels))
+
+
+@pytest.fixture(autouse=True)
+def _silent_reporters(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A simulated kill leaves the heartbeat of its reporter going; it must not outlive the test."""
+    made: list[Reporter] = []
+    build = Reporter.__init__
+
+    def remembered(self: Reporter, *args: Any, **options: Any) -> None:
+        build(self, *args, **options)
+        made.append(self)
+
+    monkeypatch.setattr(Reporter, "__init__", remembered)
+    yield
+    for reporter in made:
+        reporter.close()
 
 
 @pytest.fixture

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, fields
 from typing import Any
 
-from cli.cloud import checkpoints
+from cli.cloud import checkpoints, mirror
 from cli.cloud.context import ROOT, Job, recognise
 from cli.cloud.launch import sweep, watch_money
 from cli.cloud.remote import HostKeyChanged, RemoteFailure, Unreachable
@@ -17,9 +16,7 @@ from elchat.runs import Status
 
 TICK_S = 10.0
 SWEEP_S = 120.0
-MIRROR_S = 30.0
 TRAINED_STAGES = ("data", "cpt", "sft", None)
-MIRRORED = ("status.json", "metrics.jsonl", "log.txt", "report.md", "report.html", "stages/***")
 
 
 def tend(job: Job) -> float:
@@ -60,7 +57,7 @@ def tend(job: Job) -> float:
 
 def glance(job: Job) -> Status:
     """Mirror the worker's files and decide nothing."""
-    return write_status(job, _mirror(job) if job.machine.host_key else {})
+    return write_status(job, _small_files(job) if job.machine.host_key else {})
 
 
 def lost(job: Job, why: str) -> None:
@@ -130,7 +127,7 @@ def ended_container(job: Job, pod: Pod) -> float:
 def _visit(job: Job) -> float:
     """Everything that needs a connection."""
     machine, now = job.machine, job.now()
-    raw = _mirror(job)
+    raw = _small_files(job)
     status = write_status(job, raw)
     outcome = raw.get("outcome")
     if raw.get("pid") is not None and not machine.seen_running:
@@ -180,29 +177,7 @@ def _is_pulling(job: Job) -> bool:
     return any((root / stage / ".incoming").is_dir() for stage in checkpoints.STAGES)
 
 
-def _mirror(job: Job) -> dict[str, Any]:
-    """Copy the small files of the pod's run folder; its status.json is returned, not copied."""
-    incoming = job.run.path / "cloud" / "mirror"
-    includes = [word for name in MIRRORED for word in ("--include", name)]
-    options = ["--include", "stages/", *includes, "--exclude", "*"]
-    job.remote.pull(job.where, f"{job.pod_run}/", incoming, MIRROR_S, *options)
-    for name in ("metrics.jsonl", "log.txt", "report.md", "report.html"):
-        if (incoming / name).exists():
-            _copy(incoming / name, job.run.path / name)
-    for path in (incoming / "stages").glob("*.json") if (incoming / "stages").is_dir() else ():
-        (job.run.path / "stages").mkdir(exist_ok=True)
-        _copy(path, job.run.path / "stages" / path.name)
-    try:
-        value = json.loads((incoming / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _copy(source: Any, target: Any) -> None:
-    """Replace a file here with its mirror, atomically and only when it changed."""
-    data = source.read_bytes()
-    if not target.exists() or target.stat().st_size != len(data) or target.read_bytes() != data:
-        temporary = target.with_name(f".{target.name}.mirror")
-        temporary.write_bytes(data)
-        temporary.replace(target)
+def _small_files(job: Job) -> dict[str, Any]:
+    """Mirror them, and what the worker's status.json says."""
+    mirror.bring(job)
+    return mirror.status(job)

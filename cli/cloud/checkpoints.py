@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from cli.cloud import mirror
 from cli.cloud.context import ROOT, Job
 from cli.cloud.remote import RemoteFailure
 from elchat import checkpoint_files
@@ -71,6 +72,8 @@ def _pull_one(job: Job, stage: str, names: list[str]) -> bool:
         job.say(f"El punto {wanted} llegó dañado y se vuelve a pedir: {error}")
         shutil.rmtree(incoming)
         job.remote.helper(job.where, ROOT, job.run.id, "release")
+        return False
+    if not mirror.bring(job):  # the curve first: a host that dies now must not leave a gap in it
         return False
     target = root / wanted
     shutil.rmtree(target, ignore_errors=True)

@@ -162,11 +162,12 @@ class Story:
                     self.errors.append(f"reaper: {error}")
 
     def look(self) -> None:
-        """No verified checkpoint is ever lost."""
+        """No verified checkpoint is ever lost, and the curve that led to it is here with it."""
         found = checkpoints.newest_verified(self.run.path).get("cpt")
         step = int(found.name[5:]) if found else 0
         assert step >= self.newest, f"el punto {self.newest} desapareció"
         self.newest = step
+        assert step == 0 or max(m["step"] for m in self.run.metrics()) >= step, "falta curva"
 
     def trainer_started(self, first_step: int) -> None:
         """A machine goes on from the newest verified checkpoint, or a later one of its own."""

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from cli.cloud import care, finish, launch, record, stop_all, strays
+from cli.cloud import care, checkpoints, finish, launch, record, stop_all, strays
 from cli.cloud.ledger import Ledger
 from cli.cloud.money import lag_s
 from cli.pod import guard
 from cli.providers import Terms
 from cli.runpod_provider import RunpodProvider
-from elchat import report
+from elchat import checkpoint_files, report
 from elchat.errors import AuthError, NoCapacityError
 from elchat.runs import Run
 from elchat_sim import FaultScript
@@ -353,3 +353,25 @@ def test_a_late_machine_that_another_command_deletes_still_counts(tmp_path: Path
 
 def test_the_reserve_is_never_less_than_ten_minutes():
     assert min(lag_s(hours * 3600.0) for hours in (0.1, 1, 3, 10, 100)) == 600.0
+
+
+def test_a_checkpoint_never_comes_home_before_its_curve(tmp_path, monkeypatch):
+    """A host that dies right after it would leave a gap between what was logged and the resume."""
+    world = world_of()
+    run, provider = rented(tmp_path, world)
+    pull, sync, gaps = checkpoints.pull, checkpoint_files.sync, []
+
+    def late(job: Any) -> bool:
+        world.sim.sleep(900.0)  # it trains on and saves between the last look and this
+        return pull(job)
+
+    def accepted(path: Path) -> None:
+        gaps.append(int(path.name[5:]) - max((m["step"] for m in run.metrics()), default=0))
+        sync(path)
+
+    monkeypatch.setattr(checkpoints, "pull", late)
+    monkeypatch.setattr(checkpoint_files, "sync", accepted)
+    world.follow(run, provider)
+    assert gaps, "no llegó ningún punto"
+    assert max(gaps) <= 0
+    settle(world, run)
