@@ -112,7 +112,9 @@ class Reply:
     def _through(self, x: Tensor, start: int, layers: range, hook: TurnHook | None) -> Tensor:
         effects = None if hook is None else hook.prefill(start, start + x.shape[1])
         rows = Rows((self.slot.index,), (start,))
-        return self._runner.run_layers(x, rows, layers, effects)
+        is_last = start + x.shape[1] == len(self.request.ids)
+        n_kept = None if self.request.echo else int(is_last)
+        return self._runner.run_layers(x, rows, layers, effects, n_kept=n_kept)
 
     def _advance(self, end: int, x: Tensor) -> None:
         ids = self.request.ids

@@ -56,9 +56,20 @@ class Runner(Protocol):
         """The residual stream before the first layer, [B, T, C]."""
 
     def run_layers(
-        self, x_BTC: Tensor, rows: Rows, layers: range, hook: LayerHook | None = None
+        self,
+        x_BTC: Tensor,
+        rows: Rows,
+        layers: range,
+        hook: LayerHook | None = None,
+        *,
+        n_kept: int | None = None,
     ) -> Tensor:
-        """Pass through some layers, writing keys and values; `x_BTC` may be changed in place."""
+        """Pass through some layers, writing keys and values; `x_BTC` may be changed in place.
+
+        Args:
+            n_kept: how many of the last tokens matter past the last layer (None: all). Of the
+                others it need only compute keys and values, and what it returns means nothing.
+        """
 
     def finish(self, x_NC: Tensor) -> tuple[Tensor, Tensor]:
         """Final normalised states [N, C] and logits [N, V], fp32 on the CPU."""
@@ -82,7 +93,13 @@ class TorchRunner:
         return self._model.model.embed_tokens(torch.tensor(ids_BT, device=self._cache.k.device))
 
     def run_layers(
-        self, x_BTC: Tensor, rows: Rows, layers: range, hook: LayerHook | None = None
+        self,
+        x_BTC: Tensor,
+        rows: Rows,
+        layers: range,
+        hook: LayerHook | None = None,
+        *,
+        n_kept: int | None = None,
     ) -> Tensor:
         view = SlotView(self._cache, rows)
         plan = view.plan(self._model, x_BTC)
@@ -174,7 +191,13 @@ class NativeRunner:
         return x
 
     def run_layers(
-        self, x_BTC: Tensor, rows: Rows, layers: range, hook: LayerHook | None = None
+        self,
+        x_BTC: Tensor,
+        rows: Rows,
+        layers: range,
+        hook: LayerHook | None = None,
+        *,
+        n_kept: int | None = None,
     ) -> Tensor:
         b, t, width = x_BTC.shape
         x = x_BTC.contiguous()
@@ -182,7 +205,8 @@ class NativeRunner:
         positions = _int32s(start + i for start in rows.starts for i in range(t))
         prepared = None if hook is None else self._prepare(hook, layers, b, t)
         effects = None if prepared is None else prepared[0]
-        self._run(x.view(b * t, width), slots, positions, layers, effects)
+        first_kept = 0 if n_kept is None else max(b * t - n_kept, 0)
+        self._run(x.view(b * t, width), slots, positions, layers, effects, first_kept)
         return x
 
     @property
@@ -205,15 +229,16 @@ class NativeRunner:
         positions: ctypes.Array[ctypes.c_int32],
         layers: range,
         effects: ctypes.Array[c.Effect] | None,
+        first_kept: int = 0,
     ) -> None:
         n, width = x_NC.shape
         for start in range(0, n, MAX_TOKENS_PER_PASS):
             assert start == 0 or effects is None
+            count = min(MAX_TOKENS_PER_PASS, n - start)
             self._lib.run(
-                self._model, x_NC.data_ptr() + start * width * 4,
-                min(MAX_TOKENS_PER_PASS, n - start),
+                self._model, x_NC.data_ptr() + start * width * 4, count,
                 ctypes.addressof(slots) + start * 4, ctypes.addressof(positions) + start * 4,
-                layers.start, layers.stop, effects,
+                layers.start, layers.stop, effects, min(max(first_kept - start, 0), count),
             )  # fmt: skip
 
     def _prepare(self, hook: LayerHook, layers: range, b: int, t: int) -> Prepared:

@@ -141,7 +141,7 @@ class _Batch:
 
     def _read(self, ids: list[int], slot: int, start: int) -> torch.Tensor:
         x_1TC = self.runner.embed([ids])
-        return self.runner.run_layers(x_1TC, Rows((slot,), (start,)), self.layers)
+        return self.runner.run_layers(x_1TC, Rows((slot,), (start,)), self.layers, n_kept=1)
 
     def _best(self, x_NC: torch.Tensor) -> list[int]:
         logits_NV = self.runner.finish(x_NC)[1]

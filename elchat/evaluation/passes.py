@@ -131,7 +131,7 @@ class CompiledPasses:
         self.device = torch.device("cpu")
         if shared:
             x_1TC = self.runner.embed([shared])
-            self.runner.run_layers(x_1TC, Rows((self.store,), (0,)), self.runner.layers)
+            self.runner.run_layers(x_1TC, Rows((self.store,), (0,)), self.runner.layers, n_kept=0)
 
     def states(self, row: Row) -> Tensor:
         """[T, C], before the final norm."""

@@ -15,7 +15,7 @@ HEADERS = (
     "activations.h", "attention.h", "attention_bf16.h", "lanes.h", "linear.h", "pool.h", "vector.h",
 )  # fmt: skip
 SOURCE = Source("model.cpp", headers=HEADERS)
-VERSION = 3
+VERSION = 4
 
 _pointer, _int32, _int64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 
@@ -77,7 +77,7 @@ class Library:
         self.rows = typed(dll.elchat_rows, None, _pointer, _pointer, _int32, _pointer)
         self.run = typed(
             dll.elchat_model_run, None,
-            _pointer, _pointer, _int32, _pointer, _pointer, _int32, _int32, _pointer,
+            _pointer, _pointer, _int32, _pointer, _pointer, _int32, _int32, _pointer, _int32,
         )  # fmt: skip
         self.finish = typed(
             dll.elchat_model_finish, None,

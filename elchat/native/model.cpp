@@ -29,6 +29,19 @@ struct Effect {
     const float *noise, *attention_gain, *mlp_gain, *shift;  // [rows, c]
     int64_t noise_stride, attention_stride, mlp_stride, shift_stride;
     int32_t is_skipped;
+
+    // The same for the rows from `row` on.
+    Effect after(int row) const {
+        const auto move = [row](const float *rows, int64_t stride) {
+            return rows ? rows + row * stride : nullptr;
+        };
+        return {keep ? keep + row : nullptr,
+                move(noise, noise_stride),
+                move(attention_gain, attention_stride),
+                move(mlp_gain, mlp_stride),
+                move(shift, shift_stride),
+                noise_stride, attention_stride, mlp_stride, shift_stride, is_skipped};
+    }
 };
 
 struct Rows {
@@ -70,9 +83,14 @@ class Model {
         tiles_.reserve(m * s_.heads);
     }
 
-    void run(float *x, const Rows &rows, int begin, int end, const Effect *effects) {
-        lay_tiles(rows);
-        for (int i = begin; i < end; i++) layer(layers_[i], x, rows, effects ? effects + i : nullptr);
+    // After the last layer only the rows from `first_kept` on mean anything.
+    void run(float *x, const Rows &rows, int begin, int end, const Effect *effects, int first_kept) {
+        lay_tiles(rows, 0);
+        for (int i = begin; i < end; i++) {
+            const int from = i + 1 == s_.layers ? first_kept : 0;
+            if (from > 0) lay_tiles(rows, from);
+            layer(layers_[i], x, rows, effects ? effects + i : nullptr, from);
+        }
     }
 
     // logits[count, head.n] of the rows of x; `normed` [count, c] receives their final states.
@@ -103,26 +121,37 @@ class Model {
         store(to + kLanes, high_half);
     }
 
-    void layer(const Layer &w, float *x, const Rows &rows, const Effect *effect) {
-        const int c = s_.c, q = s_.heads * s_.head_dim, count = rows.count;
+    // Keys and values of every row; then what the rows from `from` on add to themselves.
+    void layer(const Layer &w, float *x, const Rows &rows, const Effect *effect, int from) {
+        const int q = s_.heads * s_.head_dim, count = rows.count;
         const bool is_skipped = effect && effect->is_skipped;
-        const auto add_to_x = [&](int m, int panel, F low_half, F high_half) {
-            float *to = x + size_t(m) * c + panel * kPanel;
-            store_panel(to, add(load(to), low_half), add(load(to + kLanes), high_half));
-        };
+        const bool is_only_cached = is_skipped || from == count;
         if (effect && effect->noise) add_noise(x, count, *effect);
-        if (effect && effect->keep) std::copy(x, x + size_t(count) * c, saved_.get());
         const Operand attention_in =
             normalise(x, w.attention_norm, count, effect ? effect->attention_gain : nullptr,
                       effect ? effect->attention_stride : 0, w.qkv, narrow_.get());
         const int stride = panels(qkv_width_) * kPanel;
-        multiply(w.qkv, attention_in, is_skipped ? q / kPanel : 0,
+        multiply(w.qkv, attention_in, is_only_cached ? q / kPanel : 0,
                  [&](int m, int panel, F low_half, F high_half) {
                      store_panel(qkv_.get() + size_t(m) * stride + panel * kPanel, low_half, high_half);
                  });
-        place(w, rows, is_skipped);
-        if (is_skipped) return;
-        attend_all(w, rows);
+        place(w, rows, is_only_cached);
+        if (is_only_cached) return;
+        attend_all(w, rows, from);
+        x += size_t(from) * s_.c;
+        if (!effect) return mix(w, x, count - from, nullptr);
+        const Effect theirs = effect->after(from);
+        mix(w, x, count - from, &theirs);
+    }
+
+    // What attention found, and the MLP.
+    void mix(const Layer &w, float *x, int count, const Effect *effect) {
+        const int c = s_.c;
+        const auto add_to_x = [&](int m, int panel, F low_half, F high_half) {
+            float *to = x + size_t(m) * c + panel * kPanel;
+            store_panel(to, add(load(to), low_half), add(load(to + kLanes), high_half));
+        };
+        if (effect && effect->keep) std::copy(x, x + size_t(count) * c, saved_.get());
         multiply(w.out, quantized(w.out, count), 0, add_to_x);
         const Operand mlp_in =
             normalise(x, w.mlp_norm, count, effect ? effect->mlp_gain : nullptr,
@@ -268,13 +297,13 @@ class Model {
     }
 
     // A few rows leave threads idle unless their heads are shared out one by one.
-    void lay_tiles(const Rows &rows) {
+    void lay_tiles(const Rows &rows, int from) {
         const int group = s_.heads / s_.kv_heads;
-        const bool is_scarce = rows.count * s_.kv_heads < 4 * pool_->threads();
+        const bool is_scarce = (rows.count - from) * s_.kv_heads < 4 * pool_->threads();
         const int heads = is_scarce ? 1 : std::min(group, kMaxQueries);
         const int most = is_scarce ? 1 : std::max(1, kMaxQueries / heads);
         tiles_.clear();
-        for (int row = 0, n; row < rows.count; row += n) {
+        for (int row = from, n; row < rows.count; row += n) {
             for (n = 1; n < most && row + n < rows.count && rows.slot[row + n] == rows.slot[row];) n++;
             for (int kv = 0; kv < s_.kv_heads; kv++)
                 for (int h = 0; h < group; h += heads)
@@ -282,24 +311,24 @@ class Model {
         }
     }
 
-    void attend_all(const Layer &w, const Rows &rows) {
+    void attend_all(const Layer &w, const Rows &rows, int from) {
         with_cache(w, [&](auto *keys, auto *values) {
             pool_->each(static_cast<int>(tiles_.size()), [&](int piece, int thread) {
-                attend_tile(keys, values, rows, tiles_[piece], thread);
+                attend_tile(keys, values, rows, tiles_[piece], from, thread);
             });
         });
     }
 
     template <class Cached>
     void attend_tile(const Cached *keys, const Cached *values, const Rows &rows, const Tile &tile,
-                     int thread) {
+                     int from, int thread) {
         const int d = s_.head_dim, group = s_.heads / s_.kv_heads, stride = padded(s_.max_tokens);
         Query queries[kMaxQueries];
         int n = 0;
         for (int m = tile.row; m < tile.row + tile.rows; m++)
             for (int h = tile.head; h < tile.head + tile.heads; h++)
                 queries[n++] = {qkv_.get() + size_t(m) * panels(qkv_width_) * kPanel + h * d,
-                                narrow_.get() + (size_t(m) * s_.heads + h) * d,
+                                narrow_.get() + (size_t(m - from) * s_.heads + h) * d,
                                 rows.position[m] + 1};
         const size_t at = start_of(rows.slot[tile.row], tile.head / group);
         attend(queries, n, keys + at, values + at, d,
@@ -337,7 +366,7 @@ class Model {
 
 extern "C" {
 
-int32_t elchat_native_version() { return 3; }
+int32_t elchat_native_version() { return 4; }
 
 // Whether keys and values may be kept in bfloat16.
 int32_t elchat_has_bf16() { return elchat::kHasBf16; }
@@ -352,10 +381,12 @@ void *elchat_model_new(const elchat::Shape *shape, const elchat::Layer *layers,
 void elchat_model_free(void *model) { delete static_cast<elchat::Model *>(model); }
 
 // x: [count, c], changed in place. effects: one for each layer of the model, or null.
+// After the last layer only the rows from `first_kept` on mean anything.
 void elchat_model_run(void *model, float *x, int32_t count, const int32_t *slot,
                       const int32_t *position, int32_t begin, int32_t end,
-                      const elchat::Effect *effects) {
-    static_cast<elchat::Model *>(model)->run(x, {count, slot, position}, begin, end, effects);
+                      const elchat::Effect *effects, int32_t first_kept) {
+    static_cast<elchat::Model *>(model)->run(x, {count, slot, position}, begin, end, effects,
+                                             first_kept);
 }
 
 // out[count, k]: rows of an fp32 or int8 matrix.

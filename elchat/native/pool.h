@@ -25,7 +25,7 @@ class Pool {
   public:
     using Job = void (*)(void *context, int piece, int thread);
 
-    explicit Pool(int threads) {
+    explicit Pool(int threads) : lanes_(threads) {
         for (int i = 1; i < threads; i++) helpers_.emplace_back([this, i] { help(i); });
     }
 
@@ -36,9 +36,11 @@ class Pool {
         for (auto &helper : helpers_) helper.join();
     }
 
-    int threads() const { return static_cast<int>(helpers_.size()) + 1; }
+    int threads() const { return static_cast<int>(lanes_.size()); }
 
     // Call job(context, i, thread) once for every i below `pieces`; returns when all are done.
+    // Each thread begins with a stretch of its own, the same in every job of as many pieces: what
+    // it wrote in one stage is in its caches in the next. Then it helps with the others'.
     void run(int pieces, Job job, void *context) {
         if (pieces <= 1 || helpers_.empty()) {
             for (int i = 0; i < pieces; i++) job(context, i, 0);
@@ -48,7 +50,9 @@ class Pool {
         context_ = context;
         undone_.store(pieces, std::memory_order_relaxed);
         generation_ = (generation_ + 1) & kGenerationMask;
-        ticket_.store(generation_ << 40 | static_cast<uint64_t>(pieces) << 20);
+        const uint64_t n = threads(), count = pieces;
+        for (uint64_t i = 0; i < n; i++)
+            lanes_[i].ticket.store(generation_ << 40 | count * (i + 1) / n << 20 | count * i / n);
         epoch_.fetch_add(1);
         if (sleepers_.load() > 0) epoch_.notify_all();
         work(0);
@@ -68,15 +72,29 @@ class Pool {
     static constexpr int kSpins = 1500;
     static constexpr uint64_t kGenerationMask = (1u << 24) - 1, kFieldMask = (1u << 20) - 1;
 
-    // A ticket holds generation, number of pieces and next piece in one word: a thread that comes
+    // A ticket holds generation, end and next piece of a stretch in one word: a thread that comes
     // late can never take a piece of one job for a piece of the next.
     static bool is_open(uint64_t ticket) {
         return (ticket & kFieldMask) < (ticket >> 20 & kFieldMask);
     }
 
+    struct alignas(64) Lane {
+        std::atomic<uint64_t> ticket{0};
+    };
+
+    bool is_any_open() const {
+        for (const Lane &lane : lanes_)
+            if (is_open(lane.ticket.load())) return true;
+        return false;
+    }
+
     void work(int thread) {
-        while (is_open(ticket_.load(std::memory_order_relaxed))) {
-            uint64_t mine = ticket_.fetch_add(1);
+        for (int i = 0; i < threads(); i++) work_lane(lanes_[(thread + i) % threads()], thread);
+    }
+
+    void work_lane(Lane &lane, int thread) {
+        while (is_open(lane.ticket.load(std::memory_order_relaxed))) {
+            uint64_t mine = lane.ticket.fetch_add(1);
             if (!is_open(mine)) return;
             job_(context_, static_cast<int>(mine & kFieldMask), thread);
             if (undone_.fetch_sub(1) == 1) undone_.notify_one();
@@ -93,20 +111,20 @@ class Pool {
 
     void help(int thread) {
         while (true) {
-            for (int i = 0; i < kSpins && !is_open(ticket_.load()); i++) relax();
+            for (int i = 0; i < kSpins && !is_any_open(); i++) relax();
             uint32_t epoch = epoch_.load();
             if (is_closing_.load()) return;
-            if (is_open(ticket_.load())) {
+            if (is_any_open()) {
                 work(thread);
                 continue;
             }
             sleepers_.fetch_add(1);
-            if (!is_open(ticket_.load())) epoch_.wait(epoch);
+            if (!is_any_open()) epoch_.wait(epoch);
             sleepers_.fetch_sub(1);
         }
     }
 
-    alignas(64) std::atomic<uint64_t> ticket_{0};
+    std::vector<Lane> lanes_;
     alignas(64) std::atomic<int> undone_{0};
     alignas(64) std::atomic<uint32_t> epoch_{0};
     std::atomic<int> sleepers_{0};

@@ -10,6 +10,7 @@ import torch
 
 from elchat import native
 from elchat.engine import Engine
+from elchat.hooks import Film, LayerEffect
 from elchat.native import builder, library
 from elchat.panels import interleaved, panels
 from elchat.quantize import pack
@@ -76,6 +77,47 @@ def test_what_another_sequence_left_is_never_read():
             cached[:, 1] = torch.nan
         x = loaded.run_layers(loaded.embed([ids]), Rows((1,), (0,)), every)
         assert torch.equal(loaded.finish(x[0, -1:])[1], expected)
+
+
+class TokenEffects:
+    """Other effects for each token of each layer."""
+
+    def __init__(self, n_tokens: int, width: int) -> None:
+        dice = torch.Generator().manual_seed(0)
+
+        def rows() -> torch.Tensor:
+            return 0.1 * torch.randn(1, n_tokens, width, generator=dice)
+
+        keep = torch.rand(1, n_tokens, 1, generator=dice) < 0.7
+        self.effects = [
+            LayerEffect(keep, False, rows(), Film(rows(), rows(), rows())) for _ in range(3)
+        ]
+
+    def effect(self, layer: int) -> LayerEffect:
+        return self.effects[layer]
+
+
+@pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+@pytest.mark.parametrize("is_hooked", [False, True])
+@pytest.mark.parametrize("weights", ["fp32", "int8", "int4"])
+def test_states_nobody_needs_are_not_computed_and_change_nothing(weights, is_hooked):
+    ids = prompt(0, 23)
+
+    def read(n_kept: int | None) -> tuple[torch.Tensor, Any]:
+        runner = make_engine("qwen", "compiled", weights).runner(1, 64)
+        hook = TokenEffects(len(ids), runner.config.d_model) if is_hooked else None
+        x = runner.embed([ids])
+        every = range(runner.config.n_layers)
+        with torch.inference_mode():
+            return runner.run_layers(x, Rows((0,), (0,)), every, hook, n_kept=n_kept)[0], runner
+
+    whole, expected = read(None)
+    for n_kept in (0, 1, 5, 23):
+        found, runner = read(n_kept)
+        assert torch.equal(found[23 - n_kept :], whole[23 - n_kept :])
+        assert n_kept == 23 or not torch.equal(found[: 23 - n_kept], whole[: 23 - n_kept])
+        assert torch.equal(runner._k, expected._k)
+        assert torch.equal(runner._v, expected._v)
 
 
 @pytest.mark.parametrize("kind", ["fp32", "int8", "int4"])
