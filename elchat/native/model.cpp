@@ -96,7 +96,7 @@ class Model {
     // logits[count, head.n] of the rows of x; `normed` [count, c] receives their final states.
     void finish(const Matrix &head, const float *norm, const float *x, int count, float *normed,
                 float *logits) {
-        multiply(head, normalise(x, norm, count, nullptr, 0, head, normed), 0, [&](int m, int panel, F low_half, F high_half) {
+        multiply(head, normalise(x, norm, count, nullptr, 0, head, normed), 0, [&head, logits](int m, int panel, F low_half, F high_half) {
             const int at = panel * kPanel, left = head.n - at;
             float *to = logits + size_t(m) * head.n + at;
             if (left >= kPanel) return store_panel(to, low_half, high_half);
@@ -132,7 +132,7 @@ class Model {
                       effect ? effect->attention_stride : 0, w.qkv, narrow_.get());
         const int stride = panels(qkv_width_) * kPanel;
         multiply(w.qkv, attention_in, is_only_cached ? q / kPanel : 0,
-                 [&](int m, int panel, F low_half, F high_half) {
+                 [this, stride](int m, int panel, F low_half, F high_half) {
                      store_panel(qkv_.get() + size_t(m) * stride + panel * kPanel, low_half, high_half);
                  });
         place(w, rows, is_only_cached);
@@ -147,7 +147,7 @@ class Model {
     // What attention found, and the MLP.
     void mix(const Layer &w, float *x, int count, const Effect *effect) {
         const int c = s_.c;
-        const auto add_to_x = [&](int m, int panel, F low_half, F high_half) {
+        const auto add_to_x = [x, c](int m, int panel, F low_half, F high_half) {
             float *to = x + size_t(m) * c + panel * kPanel;
             store_panel(to, add(load(to), low_half), add(load(to + kLanes), high_half));
         };
@@ -169,7 +169,7 @@ class Model {
         const int f = s_.f, total = panels(w.gate_up.n);
         const Operand out{hidden_.get(), {hidden_bytes_.get(), x.i8.count, groups_of(f)}};
         if (w.down.kind == kFp32) {
-            multiply(w.gate_up, x, 0, [&](int m, int panel, F gate, F up) {
+            multiply(w.gate_up, x, 0, [this, f](int m, int panel, F gate, F up) {
                 store(hidden_.get() + size_t(m) * f + panel * kLanes, gated(gate, up));
             });
             return out;
@@ -177,7 +177,7 @@ class Model {
         // Four panels make a group, which goes to 8 bits while it is in the first cache.
         constexpr int kStep = kActivationGroup / kLanes;
         const int groups = out.i8.groups, chunks = chunks_of(x.i8.count);
-        pool_->each(groups * chunks, [&](int piece, int thread) {
+        pool_->each(groups * chunks, [=, this, &w](int piece, int thread) {
             const int group = piece % groups, first = group * kStep;
             const int from = piece / groups * kChunkRows;
             const int to = std::min(from + kChunkRows, x.i8.count);
@@ -199,7 +199,7 @@ class Model {
     Operand normalise(const float *x, const float *weight, int count, const float *gain,
                       int64_t stride, const Matrix &next, float *out) {
         const Operand made = operand(out, count, next);
-        pool_->each(count, [&](int m, int) {
+        pool_->each(count, [=, this, &next](int m, int) {
             float *row = out + size_t(m) * s_.c;
             norm_row(x + size_t(m) * s_.c, weight, s_.c, s_.eps, gain ? gain + m * stride : nullptr,
                      row);
@@ -211,7 +211,7 @@ class Model {
     // What attention wrote, as the next matrix takes it.
     Operand quantized(const Matrix &next, int count) {
         const Operand made = operand(narrow_.get(), count, next);
-        if (next.kind != kFp32) pool_->each(count, [&](int m, int) { quantize_row(made, m, next); });
+        if (next.kind != kFp32) pool_->each(count, [made, &next](int m, int) { quantize_row(made, m, next); });
         return made;
     }
 
@@ -235,7 +235,7 @@ class Model {
         const int total = panels(w.n) - begin, count = x.i8.count;
         const int step = std::clamp(total / (pool_->threads() * kPiecesPerThread), 1, kMaxPanels);
         const int ranges = (total + step - 1) / step;
-        pool_->each(ranges * chunks_of(count), [&](int piece, int) {
+        pool_->each(ranges * chunks_of(count), [=, &w](int piece, int) {
             const int first = begin + piece % ranges * step, row = piece / ranges * kChunkRows;
             linear(w, x, row, std::min(row + kChunkRows, count), first,
                    std::min(first + step, begin + total), write);
@@ -254,7 +254,7 @@ class Model {
     // Rotate queries and keys in place and write keys and values to the cache.
     void place(const Layer &w, const Rows &rows, bool is_skipped) {
         with_cache(w, [&](auto *keys, auto *values) {
-            pool_->each(rows.count, [&](int m, int) {
+            pool_->each(rows.count, [=, this](int m, int) {
                 place_row(keys, values, m, rows.slot[m], rows.position[m], is_skipped);
             });
         });
@@ -313,7 +313,7 @@ class Model {
 
     void attend_all(const Layer &w, const Rows &rows, int from) {
         with_cache(w, [&](auto *keys, auto *values) {
-            pool_->each(static_cast<int>(tiles_.size()), [&](int piece, int thread) {
+            pool_->each(static_cast<int>(tiles_.size()), [=, this](int piece, int thread) {
                 attend_tile(keys, values, rows, tiles_[piece], from, thread);
             });
         });

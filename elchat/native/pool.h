@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdint>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace elchat {
@@ -59,13 +60,19 @@ class Pool {
         wait_for_others();
     }
 
-    template <class F> void each(int pieces, F &&function) {
+    // The function is copied, to lines of memory that nobody writes meanwhile: on the stack of the
+    // caller, whose own share of the work is under way, each of its lines would go to and fro
+    // between the cores. For the same reason it should hold what it needs by value.
+    template <class F> void each(int pieces, F function) {
+        struct alignas(64) {
+            F call;
+        } job{std::move(function)};
         run(
             pieces,
             [](void *context, int piece, int thread) {
-                (*static_cast<std::remove_reference_t<F> *>(context))(piece, thread);
+                static_cast<decltype(job) *>(context)->call(piece, thread);
             },
-            &function);
+            &job);
     }
 
   private:
