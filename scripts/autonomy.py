@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--alpha", type=float, default=0.1, help="tope de contestar mal")
     parser.add_argument("--seeds", type=Path, nargs="*", help="carpetas de las otras semillas")
     parser.add_argument("--shuffled-from", type=Path, help="carpeta del control barajado")
+    parser.add_argument("--draws", type=int, default=4, help="sorteos de cada texto, al medir costes")
     parser.add_argument("--label", default="", help="nombre de la medición, para comparar")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", dest="as_json")
@@ -89,6 +90,8 @@ def run_ablate(args: Arguments) -> tuple[Any, str]:
 
 def run_cost(args: Arguments) -> tuple[Any, str]:
     """Nats per token of each knob at 0, 1/2, 1 and 2 times its default."""
+    if args.draws < 1:
+        raise DataError(f"--draws vale {args.draws} y debe ser 1 o más.")
     loaded, autonomy, folder = open_model(args)
     if args.skippable:
         autonomy = replace(autonomy, skippable=tuple(args.skippable))
@@ -100,11 +103,14 @@ def run_cost(args: Arguments) -> tuple[Any, str]:
         lines.append(line)
         print(line, file=sys.stderr, flush=True)
 
-    found = cost.costs(loaded.model, autonomy, documents, seed=args.seed, progress=progress)
+    found = cost.costs(
+        loaded.model, autonomy, documents, seed=args.seed, draws=args.draws, progress=progress
+    )
     facts = {
         "costs": found,
         "n_tokens": {language: sum(map(len, texts)) for language, texts in documents.items()},
         "seed": args.seed,
+        "draws": args.draws,
     }
     keep_notes(loaded, args, folder, {f"cost{':' + args.label if args.label else ''}": facts})
     return facts, "\n".join(lines) if not args.as_json else ""

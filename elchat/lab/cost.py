@@ -1,7 +1,8 @@
 """What each knob costs, in nats per token of held-out text, with document-bootstrap intervals.
 
 Each document is read as one turn: its first tokens as the prompt (full depth, no noise), the rest
-as the reply, with the draws of a conversation of its own. 0 must come out as exactly 0.
+as the reply, with the draws of a conversation of its own; several times, with other draws, since a
+single one seldom skips a layer. 0 must come out as exactly 0.
 """
 
 from __future__ import annotations
@@ -39,16 +40,18 @@ def knob_settings(knob: str, level: float, defaults: Settings = DEFAULTS) -> Set
 
 
 def document_hook(
-    autonomy: Autonomy, settings: Settings, *, seed: int
+    autonomy: Autonomy, settings: Settings, *, seed: int, draw: int = 0
 ) -> Callable[[int, int], LayerHook | None]:
     """For `losses`: document i is a conversation of its own, lived in a mood of its own."""
 
     def hook(i: int, n_tokens: int) -> LayerHook | None:
-        talk = autonomy.open(settings, seed=seed, conversation=f"documento-{i}")
+        name = f"{i}-{draw}" if draw else f"{i}"
+        talk = autonomy.open(settings, seed=seed, conversation=f"documento-{name}")
         mood = None
         if autonomy.mood is not None:
-            draw = Dice(seed, f"ánimo-{i}").normals(Stream.MOOD, autonomy.mood.shape.dim, turn=0)
-            mood = (BOUND * np.tanh(MOOD_SPREAD * draw / BOUND)).astype(np.float32)
+            dice = Dice(seed, f"ánimo-{name}")
+            drawn = dice.normals(Stream.MOOD, autonomy.mood.shape.dim, turn=0)
+            mood = (BOUND * np.tanh(MOOD_SPREAD * drawn / BOUND)).astype(np.float32)
         effects = talk.effects_of(settings, 0, mood)
         span = Span(0, min(PROMPT_TOKENS, n_tokens), n_tokens, lambda: effects)
         stretch = StretchHook([span], 0, n_tokens, autonomy.place)
@@ -63,10 +66,15 @@ def costs(
     documents: Mapping[str, Sequence[Sequence[int]]],
     *,
     seed: int = 0,
+    draws: int = 1,
     knobs: Sequence[str] = tuple(KNOBS),
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Extra nats per token: language -> knob -> level -> estimate (as JSON)."""
+    """Extra nats per token: language -> knob -> level -> estimate (as JSON).
+
+    Args:
+        draws: times each document is read under each setting.
+    """
     answer: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for language, texts in documents.items():
         base = losses(model, texts)
@@ -76,9 +84,12 @@ def costs(
                 continue
             rows: dict[str, dict[str, float]] = {}
             for level in LEVELS:
-                hook = document_hook(autonomy, knob_settings(knob, level), seed=seed)
-                found = losses(model, texts, hook)
-                estimate = ratio_bootstrap(found.minus(base), base.tokens, seed=seed)
+                settings = knob_settings(knob, level)
+                extra = np.zeros(len(texts))
+                for draw in range(draws):
+                    hook = document_hook(autonomy, settings, seed=seed, draw=draw)
+                    extra += losses(model, texts, hook).minus(base)
+                estimate = ratio_bootstrap(list(extra / draws), base.tokens, seed=seed)
                 rows[f"{level:g}"] = estimate.to_json()
                 progress(f"{language} · {knob} ×{level:g}: {estimate.text()} nats por token")
             answer[language][knob] = rows

@@ -143,11 +143,12 @@ def test_bf16_logits_equal_transformers_bit_for_bit(gguf, peer_bf16):
 
 
 def test_bf16_parts_from_transformers_only_at_near_ties(gguf, peer_bf16):
+    """One reply at a time, as transformers writes: a batch adds its sums in another order."""
     loaded = load_model(gguf)
     engine = Engine(
         loaded.model, loaded.tokenizer, loaded.chat, context_tokens=1024, weights="bf16"
     )
-    found = replies(engine, max_rows=len(PROMPTS))
+    found = replies(engine, max_rows=1)
     gaps = []
     for i, (ids, written) in enumerate(found):
         parting = first_parting(peer_bf16, ids, written)

@@ -125,6 +125,22 @@ def test_a_knob_at_zero_costs_exactly_nothing_and_all_of_them_something():
     assert again == found
 
 
+@torch.no_grad()
+def test_the_cost_of_several_draws_is_their_mean_over_the_same_documents():
+    gpt, autonomy = toys.model(), toys.autonomy()
+    texts = documents()
+    base, every = losses(gpt, texts), cost.knob_settings("profundidad", 2.0)
+    each = [
+        sum(losses(gpt, texts, cost.document_hook(autonomy, every, seed=1, draw=draw)).minus(base))
+        for draw in range(3)
+    ]
+    assert len(set(each)) > 1, "equal draws would prove nothing"
+    found = cost.costs(gpt, autonomy, {"es": texts}, seed=1, draws=3, knobs=["profundidad"])
+    row = found["es"]["profundidad"]["2"]
+    assert row["value"] == pytest.approx(sum(each) / 3 / sum(base.tokens))
+    assert row["n"] == len(texts)
+
+
 def test_a_ridge_logistic_regression_is_at_its_minimum():
     generator = np.random.default_rng(0)
     x, ridge = generator.normal(size=(40, 90)), 0.5
