@@ -217,6 +217,9 @@ class AutonomySection(Section):
     max_skips: int = Field(
         2, ge=0, le=8, description="Capas que una respuesta se salta, como mucho"
     )
+    training_depth_factor: float = Field(
+        5.0, ge=1.0, le=20.0, description="Veces más que se salta al entrenar: hablar cuesta menos"
+    )
     noise_refresh: Share = Field(0.1, description="Parte del ruido que cambia en cada token")
     mood_gain: float = Field(1.0, ge=0.0, le=3.0, description="Fuerza del ánimo; 0 no se nota")
     mood_tokens: PositiveInt = Field(

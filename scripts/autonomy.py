@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--alpha", type=float, default=0.1, help="tope de contestar mal")
     parser.add_argument("--seeds", type=Path, nargs="*", help="carpetas de las otras semillas")
     parser.add_argument("--shuffled-from", type=Path, help="carpeta del control barajado")
-    parser.add_argument("--draws", type=int, default=4, help="sorteos de cada texto, al medir costes")
+    parser.add_argument("--draws", type=int, default=2, help="sorteos de cada texto, en los costes")
     parser.add_argument("--label", default="", help="nombre de la medición, para comparar")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", dest="as_json")

@@ -69,7 +69,7 @@ def knobs_of(config: Config, stage: str, model: GPT, skippable: list[int]) -> Tr
         n_layers=shape.n_layers,
         width=shape.d_model,
         first_layer=appraisal_layers(shape.n_layers),
-        p_max=training.stochastic_depth,
+        p_max=min(1.0, config.autonomy.training_depth_factor * training.stochastic_depth),
         max_skips=config.autonomy.max_skips,
         skippable=tuple(skippable),
         noise_scale=training.noise_scale,

@@ -85,11 +85,12 @@ def costs(
             rows: dict[str, dict[str, float]] = {}
             for level in LEVELS:
                 settings = knob_settings(knob, level)
+                n = draws if level else 1  # off, every draw is the same
                 extra = np.zeros(len(texts))
-                for draw in range(draws):
+                for draw in range(n):
                     hook = document_hook(autonomy, settings, seed=seed, draw=draw)
                     extra += losses(model, texts, hook).minus(base)
-                estimate = ratio_bootstrap(list(extra / draws), base.tokens, seed=seed)
+                estimate = ratio_bootstrap(list(extra / n), base.tokens, seed=seed)
                 rows[f"{level:g}"] = estimate.to_json()
                 progress(f"{language} · {knob} ×{level:g}: {estimate.text()} nats por token")
             answer[language][knob] = rows

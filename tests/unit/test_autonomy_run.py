@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 from elchat import config, runs
-from elchat.autonomy import store
+from elchat.autonomy import Settings, store
 from elchat.weights import load_model, save_hf
+from scripts import autonomy_stages
 from scripts import run as run_script
 from tests import tiny_run, toys
 
@@ -25,8 +27,6 @@ def new_run(folder, name, knobs, **autonomy):
 def test_a_run_with_autonomy_trains_with_it_and_leaves_a_mood_beside_the_model(
     tmp_path, monkeypatch
 ):
-    from scripts import autonomy_stages
-
     monkeypatch.setattr(autonomy_stages, "COMPOSED", 8)
     monkeypatch.setattr(autonomy_stages, "ABLATION_TOKENS", 60)
     save_hf(toys.loaded("smollm", max_positions=900), tmp_path / "base", dtype=torch.float32)
@@ -54,3 +54,18 @@ def test_a_run_with_autonomy_trains_with_it_and_leaves_a_mood_beside_the_model(
     moved = [torch.equal(weights["full"][k], weights["control"][k]) for k in weights["control"]]
     assert all(same)  # the frozen edition's weights are those of the run without autonomy
     assert not all(moved)
+
+
+@pytest.mark.parametrize(("depth", "factor", "trained"), [(0.05, 8.0, 0.4), (0.5, 8.0, 1.0)])
+def test_training_skips_more_than_the_chat_will_and_never_beyond_certainty(
+    tmp_path, depth, factor, trained
+):
+    raw = tiny_run.raw_config(tmp_path)
+    raw["training"] |= {"stochastic_depth": depth}
+    raw["autonomy"] = {"training_depth_factor": factor}
+    parsed = config.parse(raw, origin="tiny")
+    model = toys.loaded("smollm").model
+    knobs = autonomy_stages.knobs_of(parsed, "cpt", model, [model.config.n_layers - 1])
+    assert knobs is not None
+    assert knobs.p_max == pytest.approx(trained)
+    assert Settings.from_config(parsed).stochastic_depth == depth
