@@ -72,7 +72,8 @@ class Document:
     """Text that grows, and its HTML."""
 
     def __init__(self) -> None:
-        self.text = ""
+        self.text = ""  # lines end in \n, whatever they ended in
+        self._held = ""  # a \r that may be half of a \r\n
         self._tail_start = 0
         self._env: dict[str, Any] = {}
         self._html: list[str] = []  # of the sealed blocks
@@ -85,7 +86,9 @@ class Document:
 
     def push(self, text: str) -> list[Change]:
         """Add text; what changed, in order."""
-        self.text += text
+        text = self._held + text
+        self._held = "\r" if text.endswith("\r") else ""
+        self.text += _normalise(text.removesuffix("\r"))
         n_before, tail_before = len(self._html), self._tail
         self._seal()
         self._tail = self._render_tail()
@@ -98,6 +101,8 @@ class Document:
 
     def finish(self) -> list[Change]:
         """Render the whole; the blocks that differ from what was shown."""
+        self.text += _normalise(self._held)
+        self._held = ""
         shown, self._html, self._tail = self.blocks, render(self.text), []
         return [
             Change(i, html, True)
@@ -162,6 +167,11 @@ def close_inline(source: str) -> str:
     if body != source:
         return close_inline(body) if body else source
     return source.rstrip() + "".join(reversed(marks)) if marks else source
+
+
+def _normalise(text: str) -> str:
+    """As markdown-it reads lines, so that its line numbers are those of the text."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _line_offset(source: str, line: int) -> int:

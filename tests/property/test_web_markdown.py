@@ -13,6 +13,7 @@ PIECES = st.sampled_from(
         "---\n", "===\n", "| a | b |\n|--|--|\n| 1 | 2 |\n", "    code\n", "**b** *i* `c`\n", "#",
         "*", "~~~\nz\n~~~\n", "<b>x</b>\n", "\t", "é🙂", "[x](http://a.es) ", "![i](http://b.es)",
         "- [ ] t\n", "~~s~~", "\\", "&amp;", "```", "`",
+        "\r", "\r\n", "uno\r\n",
     ]
 )  # fmt: skip
 DOCUMENTS = st.lists(PIECES | st.text(max_size=8), max_size=30).map("".join)
