@@ -96,7 +96,8 @@ class Model {
     // logits[count, head.n] of the rows of x; `normed` [count, c] receives their final states.
     void finish(const Matrix &head, const float *norm, const float *x, int count, float *normed,
                 float *logits) {
-        multiply(head, normalise(x, norm, count, nullptr, 0, head, normed), 0, [&head, logits](int m, int panel, F low_half, F high_half) {
+        const Operand in = normalise(x, norm, count, nullptr, 0, head, normed);
+        multiply(head, in, 0, [&head, logits](int m, int panel, F low_half, F high_half) {
             const int at = panel * kPanel, left = head.n - at;
             float *to = logits + size_t(m) * head.n + at;
             if (left >= kPanel) return store_panel(to, low_half, high_half);
@@ -211,7 +212,8 @@ class Model {
     // What attention wrote, as the next matrix takes it.
     Operand quantized(const Matrix &next, int count) {
         const Operand made = operand(narrow_.get(), count, next);
-        if (next.kind != kFp32) pool_->each(count, [made, &next](int m, int) { quantize_row(made, m, next); });
+        if (next.kind != kFp32)
+            pool_->each(count, [made, &next](int m, int) { quantize_row(made, m, next); });
         return made;
     }
 

@@ -1,9 +1,10 @@
 // Threads that share the stages of one forward pass.
 //
-// Work is taken piece by piece from one counter, so that a thread which lost its core to another
-// process slows the rest by one piece and not by its whole share. Who has nothing to do spins for
-// some microseconds (the next stage is usually that near) and then sleeps: a core is never kept
-// busy waiting, and the kernel may move the thread that is late onto the idle one.
+// Each thread has a stretch of the pieces and, once through it, takes from the others': one that
+// lost its core to another process slows the rest by one piece and not by its whole share. Who has
+// nothing to do spins for some microseconds (the next stage is usually that near) and then sleeps:
+// a core is never kept busy waiting, and the kernel may move the thread that is late onto the idle
+// one.
 #pragma once
 
 #include <atomic>
@@ -26,7 +27,7 @@ class Pool {
   public:
     using Job = void (*)(void *context, int piece, int thread);
 
-    explicit Pool(int threads) : lanes_(threads) {
+    explicit Pool(int threads) : lanes_(threads > 1 ? threads : 1) {
         for (int i = 1; i < threads; i++) helpers_.emplace_back([this, i] { help(i); });
     }
 
