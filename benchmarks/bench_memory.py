@@ -1,14 +1,14 @@
 """Peak memory of training: what `elchat estimate` says and what a process really grows to.
 
-    python benchmarks/bench_memory.py [--model NAME]... [--precision fp32|bf16] [--kernels]
+    python benchmarks/bench_memory.py [--model NAME]... [--precision fp32|bf16] [--kernels KIND]
 
 Each model takes a step, with moments and the gradients of an earlier micro-batch in place, in a
 process of its own, with constant weights of the real shape. Measured twice: what torch's allocator
 handed out at most (the profiler's memory events, which see what kernels take inside too), and the
 growth of the resident set (VmHWM, reset before) over a process that has already trained a toy,
-which has the waste of malloc on top. `--kernels` trains in bf16 on elchat's own kernels, which
-take a few megabytes more that torch never sees. Linux only. Prints a table and, last, one JSON
-object.
+which has the waste of malloc on top. `--kernels` (fused or fused-int8, as in a stage's plan)
+trains in bf16 on elchat's own kernels, which take a few megabytes more that torch never sees.
+Linux only. Prints a table and, last, one JSON object.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from elchat.training.device import ComputePlan
 from elchat.training.footprint import measure
 from elchat.training.loss import summed_cross_entropy
 from elchat.training.optim import build_optimizer
+from elchat.training.plan import Blocks
 
 CPU = torch.profiler.ProfilerActivity.CPU
 TOY = GPTConfig(
@@ -59,10 +60,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", action="append", choices=list(CASES))
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--kernels", action="store_true")
+    parser.add_argument("--kernels", choices=("fused", "fused-int8"), default="plain")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.kernels:
+    if arguments.kernels != "plain":
         arguments.precision = "bf16"
         if reason := fused.why_not(SIXTY_M):
             raise SystemExit(f"--kernels: {reason}.")
@@ -83,7 +84,7 @@ def main() -> int:
     return 0
 
 
-def compare(name: str, precision: str, on_kernels: bool) -> dict[str, Any]:
+def compare(name: str, precision: str, blocks: Blocks) -> dict[str, Any]:
     shape, context, rows, checkpointed = CASES[name]
     said = measure(
         shape,
@@ -91,10 +92,10 @@ def compare(name: str, precision: str, on_kernels: bool) -> dict[str, Any]:
         rows=rows,
         precision=precision,
         checkpointed=checkpointed,
-        on_kernels=on_kernels,
+        blocks=blocks,
     )
     command = [sys.executable, __file__, "--child", name, "--precision", precision]
-    command += ["--kernels"] if on_kernels else []
+    command += ["--kernels", blocks] if blocks != "plain" else []
     root = str(Path(__file__).resolve().parents[1])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
@@ -116,22 +117,22 @@ def settings(context: int, rows: int) -> StageSection:
     return StageSection(context_tokens=context, batch_tokens=2 * rows * context)
 
 
-def really(name: str, precision: str, on_kernels: bool) -> dict[str, int]:
+def really(name: str, precision: str, blocks: Blocks) -> dict[str, int]:
     """Peak of torch's allocator and growth of this process while it trains the model."""
     shape, context, rows, checkpointed = CASES[name]
     compute = ComputePlan("cpu", precision, torch.get_num_threads(), 1.0, "tabla")
-    train(TOY, 64, 2, False, compute, on_kernels)
+    train(TOY, 64, 2, False, compute, blocks)
     gc.collect()
     peak_again = Path("/proc/self/clear_refs")
     if not peak_again.exists():
         raise SystemExit("/proc/self/clear_refs no existe: hace falta Linux.")
     before = resident_bytes()
     peak_again.write_text("5")  # VmHWM starts again
-    train(shape, context, rows, checkpointed, compute, on_kernels)
+    train(shape, context, rows, checkpointed, compute, blocks)
     grown = peak_resident_bytes() - before
     gc.collect()
     with torch.profiler.profile(activities=[CPU], profile_memory=True) as profile:
-        train(shape, context, rows, checkpointed, compute, on_kernels)
+        train(shape, context, rows, checkpointed, compute, blocks)
     return {"allocated": peak_allocated(profile), "resident": grown}
 
 
@@ -148,7 +149,7 @@ def train(
     rows: int,
     checkpointed: bool,
     compute: ComputePlan,
-    on_kernels: bool,
+    blocks: Blocks,
 ) -> None:
     with torch.device("meta"):
         model = GPT(shape)
@@ -157,8 +158,9 @@ def train(
         for parameter in model.parameters():
             parameter.fill_(0.01)
     model.uses_activation_checkpointing = checkpointed
+    on_kernels = blocks != "plain"
     if on_kernels:
-        fused.fuse(model)
+        fused.fuse(model, is_int8=blocks == "fused-int8")
     head_loss = fused.head_loss if on_kernels else None
     optimizer = build_optimizer(model, settings(context, rows))
     optimizer.set_learning_rate(1e-4)

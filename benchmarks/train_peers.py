@@ -7,6 +7,7 @@ line is a JSON object with tokens_per_s, loss (of the last step), precision and 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -44,7 +45,7 @@ def elchat(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from elchat.config import StageSection
-    from elchat.training import fused
+    from elchat.training import blocks, fused
     from elchat.training.device import plan_compute
     from elchat.training.optim import build_optimizer
     from elchat.training.parallel import LossModule
@@ -55,8 +56,13 @@ def elchat(arguments: argparse.Namespace) -> dict[str, Any]:
     module = LossModule(model)
     optimizer = build_optimizer(model, StageSection())
     optimizer.set_learning_rate(LEARNING_RATE)
-    if compute.precision == "bf16" and fused.why_not(model.config) is None:
-        fused.fuse(model)
+    chosen = None
+    if compute.precision == "bf16":
+        backward = "bf16" if arguments.trick == "vuelta en bf16" else "auto"
+        say = functools.partial(print, file=sys.stderr)
+        chosen = blocks.choose_kernels(model.config, backward, say)
+    if chosen:
+        fused.fuse(model, is_int8=chosen == "fused-int8")
     TRICKS.get(arguments.trick, lambda model: None)(model)
     positions = torch.arange(arguments.tokens)[None]
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -74,6 +80,7 @@ def elchat(arguments: argparse.Namespace) -> dict[str, Any]:
     flops = model.config.train_flops_per_token(arguments.tokens) * result["tokens_per_s"]
     return result | {
         "precision": compute.precision,
+        "blocks": chosen or "plain",
         "peak_tflops": compute.peak_tflops,
         "peak_share": flops / compute.peak_tflops / 1e12,
     }
@@ -267,6 +274,7 @@ def _compiled(model: Any) -> None:
 
 
 TRICKS: dict[str, Callable[[Any], None]] = {
+    "vuelta en bf16": lambda model: None,
     "sin núcleos": _nothing_fused,
     "sin atención propia": _plain("Attention"),
     "sin norma propia": _plain("RMSNorm"),

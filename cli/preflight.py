@@ -131,7 +131,7 @@ def plan(config: Config, *, is_measured: bool = False) -> dict[str, Any]:
             cores=cores,
             peak_tflops=peak,
             measured=known,
-            on_kernels=bool(footprint and footprint["on_kernels"]),
+            blocks=footprint["blocks"] if footprint else "plain",
         )
     return {
         "is_measured": footprint is not None,

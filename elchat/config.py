@@ -187,6 +187,10 @@ class TrainingSection(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Precisión de las multiplicaciones; auto la mide al empezar"
     )
+    backward_precision: Literal["auto", "bf16", "int8"] = Field(
+        "auto",
+        description="Vuelta de las capas en una CPU con bf16; auto, en 8 bits si va más deprisa",
+    )
     micro_batch_rows: PositiveInt | None = Field(
         None, description="Secuencias por pasada; vacío, se busca la mayor que cabe"
     )

@@ -95,9 +95,10 @@ FRAGMENTATION = 1.06
 USABLE_VRAM = ((24, 22.0), (32, 29.5), (48, 44.5), (80, 77.0), (141, 137.0))
 # Of the matmul peak, SmolLM2-135M, 512-1024 tokens, two cores: narrow units are easy to keep busy
 # (AVX2: 63 tokens/s measured), wide ones are not (AMX: 310 tokens/s at 1.29 TFLOP/s).
-# With elchat's own kernels between the products: 290 tokens/s measured where the table says 0.64
-# TFLOP/s (and a product reached 0.41).
-CPU_FRACTION_NARROW, CPU_FRACTION_WIDE, CPU_FRACTION_KERNELS = 0.35, 0.2, 0.4
+CPU_FRACTION_NARROW, CPU_FRACTION_WIDE = 0.35, 0.2
+# With elchat's own kernels between the products: 364 tokens/s measured where the table says 0.64
+# TFLOP/s (and a product reached 0.44), 446 with the backward products in 8 bits.
+CPU_FRACTION_KERNELS = {"fused": 0.5, "fused-int8": 0.6}
 CPU_WIDE_TFLOPS_PER_CORE = 0.25
 SFT_SHARE_UNKNOWN = 0.15
 
@@ -313,19 +314,18 @@ def on_cpu(
     cores: int,
     peak_tflops: float,
     measured: Memory | None = None,
-    on_kernels: bool = False,
+    blocks: str = "plain",
 ) -> LocalPlan:
     """Time and memory of a run on a CPU, from its matmul peak.
 
     Args:
-        on_kernels: the layers will run on `training.fused`.
+        blocks: how the layers will be computed (`training.plan.Blocks`).
         measured: memory of a pass of `cpu_rows`, instead of the formula's.
     """
     context = longest(config).context_tokens
     is_wide = peak_tflops / cores > CPU_WIDE_TFLOPS_PER_CORE
     fraction = CPU_FRACTION_WIDE if is_wide else CPU_FRACTION_NARROW
-    if on_kernels:
-        fraction = CPU_FRACTION_KERNELS
+    fraction = CPU_FRACTION_KERNELS.get(blocks, fraction)
     rate = fraction * peak_tflops * 1e12 / shape.train_flops_per_token(context)
     needed = measured or memory(
         shape,

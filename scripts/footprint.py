@@ -4,7 +4,8 @@
 
 What `elchat estimate` starts. The question: {"shape": ..., "config": ..., "cpu": bool,
 "gpu": bool}; the answer, one line of JSON: {"cpu": {kind: bytes} or null, "cpu_path": how layers
-run, "on_kernels": bool, "gpu": {"plain": [of one row, of two], "checkpointed": [...]} or null}.
+run, "blocks": the same as in a plan, "gpu": {"plain": [of one row, of two], "checkpointed": [...]}
+or null}.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from elchat.model_config import GPTConfig, RopeScaling
 from elchat.training import fused
 from elchat.training.device import plan_compute
 from elchat.training.footprint import measure
+from elchat.training.plan import Blocks
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +40,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     stage, training = estimate.longest(config), config.training
 
     def kinds(
-        rows: int, precision: str, checkpointed: bool, on_kernels: bool = False
+        rows: int, precision: str, checkpointed: bool, blocks: Blocks = "plain"
     ) -> dict[str, int]:
         found = measure(
             shape,
@@ -46,7 +48,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
             rows=rows,
             precision=precision,
             checkpointed=checkpointed,
-            on_kernels=on_kernels,
+            blocks=blocks,
         )
         return {
             "weights": found.weights,
@@ -57,28 +59,30 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
         }
 
     on_cpu = on_gpu = path = None
-    on_kernels = False
+    blocks: Blocks = "plain"
     if asked["cpu"]:
-        precision, on_kernels, path = cpu_path(config, shape)
+        precision, blocks, path = cpu_path(config, shape)
         rows = min(estimate.cpu_rows(config), stage.batch_tokens // stage.context_tokens)
-        on_cpu = kinds(rows, precision, training.activation_checkpointing, on_kernels)
+        on_cpu = kinds(rows, precision, training.activation_checkpointing, blocks)
     if asked["gpu"]:
         precision = "fp32" if training.precision == "fp32" else "bf16"
         on_gpu = {"plain": [kinds(rows, precision, False) for rows in (1, 2)]}
         on_gpu["checkpointed"] = [kinds(rows, precision, True) for rows in (1, 2)]
-    return {"cpu": on_cpu, "cpu_path": path, "on_kernels": on_kernels, "gpu": on_gpu}
+    return {"cpu": on_cpu, "cpu_path": path, "blocks": blocks, "gpu": on_gpu}
 
 
-def cpu_path(config: Config, shape: GPTConfig) -> tuple[str, bool, str]:
-    """Precision, whether on elchat's kernels, and both in Spanish: what training would choose.
+def cpu_path(config: Config, shape: GPTConfig) -> tuple[str, Blocks, str]:
+    """Precision, way of computing the layers, and both in Spanish: what training would choose.
 
     The speed of products is measured, as there; whether the kernels pay is taken for granted.
     """
     precision = plan_compute("cpu", config.training.precision, config.compute.threads).precision
     is_asked = precision == "bf16" and config.compute.compile != "always"
-    reason = fused.why_not(shape) if is_asked else "no se usan"
-    words = f"{precision}, con los núcleos propios" if reason is None else f"{precision}, en torch"
-    return precision, reason is None, words
+    if not is_asked or fused.why_not(shape) is not None:
+        return precision, "plain", f"{precision}, en torch"
+    if config.training.backward_precision == "bf16":
+        return precision, "fused", f"{precision}, con los núcleos propios"
+    return precision, "fused-int8", f"{precision}, con los núcleos propios y la vuelta en 8 bits"
 
 
 if __name__ == "__main__":

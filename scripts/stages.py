@@ -154,6 +154,7 @@ def run_training(worker: Worker, stage: TrainedStage) -> None:
         plan,
         config.compute,
         worker.parallel,
+        backward=config.training.backward_precision,
         run_pass=job_loop.trial_pass,
         minutes=settings.max_minutes,
         is_changing=job_loop.job.knobs is not None,

@@ -7,6 +7,7 @@
 #if defined(__AVX512BF16__) && defined(__AVX512VL__)
 
 #include "train.h"
+#include "train_int8.h"
 
 #include <algorithm>
 #include <cmath>
@@ -235,7 +236,7 @@ void attend_back(const Attention &a, const bf16 *y, const bf16 *dy, const float 
 
 extern "C" {
 
-int elchat_train_version() { return 1; }
+int elchat_train_version() { return 2; }
 
 // y = x / rms(x) · weight; `inverse` keeps 1 / rms for the way back.
 void elchat_norm(const float *x, const float *weight, bf16 *y, float *inverse, int64_t n, int c,
@@ -405,6 +406,29 @@ void elchat_loss(bf16 *logits, const int64_t *targets, float *nll, int64_t n, in
         std::memcpy(&bits, &d_target, 4);
         row[targets[t]] = static_cast<bf16>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
     }
+}
+
+// Bytes of [n, c] for products that sum over the rows and, unless null, over the width.
+void elchat_quantize(const bf16 *x, int64_t n, int64_t c, int8_t *by_row, float *row_scale,
+                     int8_t *by_column, float *column_scale) {
+    quantize(x, n, c, by_row, row_scale, by_column, column_scale);
+}
+
+void elchat_quantize_weight(const float *x, int64_t n, int64_t c, int8_t *by_column,
+                            float *column_scale) {
+    quantize<float>(x, n, c, nullptr, nullptr, by_column, column_scale);
+}
+
+// y (+)= product · scales, [n, c].
+void elchat_dequantize(const int32_t *product, const float *row_scale, const float *column_scale,
+                       int64_t n, int64_t c, bf16 *y, int adds) {
+    dequantize(product, row_scale, column_scale, n, c, y, adds != 0);
+}
+
+// The same in fp32, in the place of the product.
+void elchat_dequantize_weight(int32_t *product, const float *row_scale, const float *column_scale,
+                              int64_t n, int64_t c) {
+    dequantize(product, row_scale, column_scale, n, c, reinterpret_cast<float *>(product), false);
 }
 }
 

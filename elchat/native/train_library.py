@@ -14,17 +14,17 @@ from torch import Tensor
 
 from elchat.native.builder import Source, attempt, typed
 
-VERSION = 1
+VERSION = 2
 
 _int32, _int64, _float = ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
 
 class _Tensor:
-    """What a C function takes as a pointer: a contiguous tensor, by its first element."""
+    """What a C function takes as a pointer: a contiguous tensor, by its first element, or none."""
 
     @classmethod
-    def from_param(cls, tensor: Tensor) -> ctypes.c_void_p:
-        return ctypes.c_void_p(tensor.data_ptr())
+    def from_param(cls, tensor: Tensor | None) -> ctypes.c_void_p:
+        return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 class TrainLibrary:
@@ -52,6 +52,18 @@ class TrainLibrary:
             *[_Tensor] * 7, _int32, _int64, *[_int32] * 3, *[_Tensor] * 3,
         )  # fmt: skip
         self.loss = typed(dll.elchat_loss, None, *[_Tensor] * 3, _int64, _int64)
+        self.quantize = typed(
+            dll.elchat_quantize, None, _Tensor, _int64, _int64, *[_Tensor] * 4
+        )  # fmt: skip
+        self.quantize_weight = typed(
+            dll.elchat_quantize_weight, None, _Tensor, _int64, _int64, *[_Tensor] * 2
+        )  # fmt: skip
+        self.dequantize = typed(
+            dll.elchat_dequantize, None, *[_Tensor] * 3, _int64, _int64, _Tensor, _int32
+        )  # fmt: skip
+        self.dequantize_weight = typed(
+            dll.elchat_dequantize_weight, None, *[_Tensor] * 3, _int64, _int64
+        )  # fmt: skip
 
 
 class DryLibrary:
@@ -77,7 +89,10 @@ def _outcome() -> tuple[TrainLibrary | None, str | None]:
     if openmp is None:
         return None, "no se encuentra el OpenMP de torch"
     source = Source(
-        "train.cpp", headers=("train.h",), compile_flags=("-fopenmp",), link_flags=(openmp,)
+        "train.cpp",
+        headers=("train.h", "train_int8.h"),
+        compile_flags=("-fopenmp",),
+        link_flags=(openmp,),
     )
     return attempt(source, TrainLibrary)
 

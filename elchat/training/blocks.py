@@ -1,22 +1,26 @@
 """How the layers of a stage are computed: tried on this machine, written down, kept on resume.
 
-plain      torch, operation by operation
-fused      elchat's kernels between the products (CPU, bf16)
-compiled   torch.compile of one block, shared by all
+plain       torch, operation by operation
+fused       elchat's kernels between the products (CPU, bf16)
+fused-int8  the same with the backward products in 8 bits
+compiled    torch.compile of one block, shared by all
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Literal, get_args
 
 from elchat.config import ComputeSection
 from elchat.gpt import GPT
+from elchat.model_config import GPTConfig
 from elchat.training import compiled, fused
 from elchat.training.parallel import Parallel
 from elchat.training.plan import Blocks, StagePlan
 
-FUSED_WORTH = 1.05  # fused blocks must be this much faster to be kept
+Backward = Literal["auto", "bf16", "int8"]
+
+WORTH = 1.05  # what rounds otherwise must be this much faster to be kept
 
 
 def settle(
@@ -25,6 +29,7 @@ def settle(
     compute: ComputeSection,
     parallel: Parallel,
     *,
+    backward: Backward,
     run_pass: Callable[[], None],
     minutes: float | None,
     is_changing: bool,
@@ -33,6 +38,7 @@ def settle(
     """Put the model's layers in the plan's way of computing; a new plan finds out which first.
 
     Args:
+        backward: precision of the blocks' backward products where the kernels run.
         run_pass: see `compiled.choose`.
         minutes: how long the stage may last; None when nobody knows.
         is_changing: masks and noise change the layers' graph at every step: no compiling.
@@ -41,21 +47,53 @@ def settle(
         chosen: Blocks = "plain"
         if parallel.is_main:
             log("se prueba cómo calcular las capas")
-            chosen = _choose(model, plan, compute, parallel, run_pass, minutes, is_changing, log)
+            chosen = _on_kernels(model, plan, compute, backward, log) or _on_torch(
+                model, plan, compute, parallel, run_pass, minutes, is_changing, log
+            )
         kinds = get_args(Blocks)
         plan.blocks = kinds[int(parallel.agree(float(kinds.index(chosen)))[0])]
         if parallel.is_main:
             plan.save()
-    if plan.blocks == "fused":
+    if plan.blocks in ("fused", "fused-int8"):
         if reason := fused.why_not(model.config):  # another machine than the one that chose
             log(f"los núcleos con que empezó no están ({reason}): sigue en torch")
         else:
-            fused.fuse(model)
+            fused.fuse(model, is_int8=plan.blocks == "fused-int8")
     elif plan.blocks == "compiled":
         compiled.compile_blocks(model)
 
 
-def _choose(
+def choose_kernels(
+    config: GPTConfig, backward: Backward, log: Callable[[str], None]
+) -> Blocks | None:
+    """The fastest of elchat's kernels for bf16 on a CPU, timed now; None if they do not pay."""
+    if reason := fused.why_not(config):
+        log(f"núcleos propios entre los productos: no: {reason}")
+        return None
+    gain, int8_gain = fused.gains(config)
+    log(
+        f"núcleos propios entre los productos: van a {gain:.2f}×; "
+        f"con la vuelta en 8 bits, a {int8_gain:.2f}×"
+    )
+    if backward == "int8" or (backward == "auto" and int8_gain >= WORTH * gain):
+        return "fused-int8" if int8_gain >= WORTH else None
+    return "fused" if gain >= WORTH else None
+
+
+def _on_kernels(
+    model: GPT,
+    plan: StagePlan,
+    compute: ComputeSection,
+    backward: Backward,
+    log: Callable[[str], None],
+) -> Blocks | None:
+    is_bf16_cpu = plan.compute.device == "cpu" and plan.compute.precision == "bf16"
+    if not is_bf16_cpu or compute.compile == "always":
+        return None
+    return choose_kernels(model.config, backward, log)
+
+
+def _on_torch(
     model: GPT,
     plan: StagePlan,
     compute: ComputeSection,
@@ -66,13 +104,6 @@ def _choose(
     log: Callable[[str], None],
 ) -> Blocks:
     device, is_alone = plan.compute.device, parallel.world == 1
-    if device == "cpu" and plan.compute.precision == "bf16" and compute.compile != "always":
-        reason = fused.why_not(model.config)
-        gain = fused.gain(model.config) if reason is None else 0.0
-        text = f"van a {gain:.2f}×" if reason is None else f"no: {reason}"
-        log(f"núcleos propios entre los productos: {text}")
-        if gain >= FUSED_WORTH:
-            return "fused"
     if is_changing:
         return "plain"
     if not is_alone:  # a trial would need all of them: go by the device

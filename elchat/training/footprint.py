@@ -24,6 +24,7 @@ from elchat.training.adapters import add_adapters, freeze
 from elchat.training.device import ComputePlan
 from elchat.training.loss import summed_over_rows
 from elchat.training.optim import build_optimizer
+from elchat.training.plan import Blocks
 
 KINDS = {
     "Parameter": "weights",
@@ -91,14 +92,14 @@ def measure(
     rows: int,
     precision: str,
     checkpointed: bool,
-    on_kernels: bool = False,
+    blocks: Blocks = "plain",
 ) -> Footprint:
     """Peak of one device that trains `shape` alone; nothing is allocated.
 
     Args:
         rows: sequences in one pass.
         precision: "fp32", or "bf16" for autocast over fp32 weights.
-        on_kernels: the layers run on the kernels of `fused`, in bf16.
+        blocks: how the layers are computed; on the kernels of `fused`, in bf16.
 
     The attention is plain causal and every position is supervised: what training does at most.
     """
@@ -109,8 +110,9 @@ def measure(
         model.uses_activation_checkpointing = checkpointed
         freeze(model, settings.frozen)
         add_adapters(model, settings.adapter, seed=0)
+        on_kernels = blocks in ("fused", "fused-int8")
         if on_kernels:
-            fused.fuse(model, DryLibrary())
+            fused.fuse(model, DryLibrary(), is_int8=blocks == "fused-int8")
         optimizer = build_optimizer(model, settings)
         trained = [p for p in model.parameters() if p.requires_grad]
         tracker = _PeakTracker()

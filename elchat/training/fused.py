@@ -16,12 +16,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from elchat.gpt import GPT, MLP, Attention, AttentionPlan, KVCache, RMSNorm
 from elchat.model_config import GPTConfig
 from elchat.native import train_library
 from elchat.native.train_library import DryLibrary, TrainLibrary
+from elchat.training import int8_backward
 
 Library = TrainLibrary | DryLibrary
 LANES = 16
@@ -37,11 +38,12 @@ def why_not(config: GPTConfig) -> str | None:
     return train_library.why_not()
 
 
-def fuse(model: GPT, lib: Library | None = None) -> None:
+def fuse(model: GPT, lib: Library | None = None, *, is_int8: bool = False) -> None:
     """Put the kernels in place of norms, attention and SwiGLU of a model that `why_not` admits.
 
     Args:
         lib: by default the compiled one.
+        is_int8: the blocks' backward products run in 8 bits (`int8_backward`).
     """
     lib = lib or train_library.load()
     assert lib is not None, train_library.why_not()
@@ -49,9 +51,9 @@ def fuse(model: GPT, lib: Library | None = None) -> None:
         if isinstance(module, RMSNorm):
             module.__dict__["forward"] = functools.partial(_norm, lib, module)
         elif isinstance(module, Attention):
-            module.__dict__["forward"] = functools.partial(_attention, lib, module)
+            module.__dict__["forward"] = functools.partial(_attention, lib, is_int8, module)
         elif isinstance(module, MLP):
-            module.__dict__["forward"] = functools.partial(_mlp, lib, module)
+            module.__dict__["forward"] = functools.partial(_mlp, lib, is_int8, module)
 
 
 def undo(model: GPT) -> None:
@@ -65,10 +67,11 @@ def is_active(model: GPT, x: Tensor) -> bool:
     return "forward" in model.model.norm.__dict__ and _is_bf16_now(x)
 
 
-def gain(config: GPTConfig) -> float:
-    """Time of a plain block over a fused one's, forward and backward: the best of a few passes.
+def gains(config: GPTConfig) -> tuple[float, float]:
+    """Time of a plain block over a fused one's, with its backward products in bf16 and in 8 bits.
 
-    The block is one of its own: the run's model may be in pieces over several processes.
+    Forward and backward, the best of a few passes. The block is one of its own: the run's model may
+    be in pieces over several processes.
     """
     with torch.random.fork_rng(devices=[]):
         model = GPT(replace(config, n_layers=1, vocab_size=LANES))
@@ -76,15 +79,20 @@ def gain(config: GPTConfig) -> float:
     x_BTC = torch.zeros(1, TRIAL_TOKENS, config.d_model, requires_grad=True)
     plan = model.plan(torch.zeros(1, TRIAL_TOKENS, dtype=torch.long))
 
-    def run() -> float:
-        began = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            block(x_BTC, plan, None, 0, None).sum().backward()
-        return time.perf_counter() - began
+    def seconds() -> float:
+        times = []
+        for _ in range(TRIAL_PASSES):
+            began = time.perf_counter()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                block(x_BTC, plan, None, 0, None).sum().backward()
+            times.append(time.perf_counter() - began)
+        return min(times)
 
-    plain_s = min(run() for _ in range(TRIAL_PASSES))
+    plain_s = seconds()
     fuse(model)
-    return plain_s / min(run() for _ in range(TRIAL_PASSES))
+    fused_s = seconds()
+    fuse(model, is_int8=True)
+    return plain_s / fused_s, plain_s / seconds()
 
 
 def _is_bf16_now(x: Tensor) -> bool:
@@ -102,17 +110,30 @@ def _norm(lib: Library, module: RMSNorm, x_BTC: Tensor) -> Tensor:
     return y_BTC
 
 
-def _mlp(lib: Library, module: MLP, x_BTC: Tensor) -> Tensor:
+def _linears(
+    lib: Library,
+    is_int8: bool,
+    layers: tuple[nn.Linear, ...],
+    x_BTI: Tensor,
+    exact: tuple[int, ...] = (),
+) -> tuple[Tensor, ...]:
+    """What layers of one input make of it, in bf16 (an adapter may answer in fp32)."""
+    if is_int8 and int8_backward.applies(layers):
+        return int8_backward.linears(lib, layers, x_BTI, exact=exact)
+    return tuple(layer(x_BTI).to(torch.bfloat16) for layer in layers)
+
+
+def _mlp(lib: Library, is_int8: bool, module: MLP, x_BTC: Tensor) -> Tensor:
     if not _is_bf16_now(x_BTC):
         return MLP.forward(module, x_BTC)
-    gate, up = module.gate_proj(x_BTC), module.up_proj(x_BTC)
-    inner_BTF = _SwiGLU.apply(gate.to(torch.bfloat16), up.to(torch.bfloat16), lib)
-    y_BTC: Tensor = module.down_proj(inner_BTF)
-    return y_BTC
+    gate, up = _linears(lib, is_int8, (module.gate_proj, module.up_proj), x_BTC)
+    inner_BTF = _SwiGLU.apply(gate, up, lib)
+    return _linears(lib, is_int8, (module.down_proj,), inner_BTF)[0]
 
 
 def _attention(
     lib: Library,
+    is_int8: bool,
     module: Attention,
     x_BTC: Tensor,
     plan: AttentionPlan,
@@ -122,9 +143,11 @@ def _attention(
     if not _is_bf16_now(x_BTC) or cache is not None or plan.mask_B1TS is not None:
         return Attention.forward(module, x_BTC, plan, cache, layer)
     b, t, _ = x_BTC.shape
-    q, k, v = (  # an adapter may answer in fp32
-        project(x_BTC).to(torch.bfloat16).view(b, t, -1, module.head_dim)
-        for project in (module.q_proj, module.k_proj, module.v_proj)
+    # one token may give a value's gradient a hundred times another's: that one keeps bf16
+    projections = (module.q_proj, module.k_proj, module.v_proj)
+    q, k, v = (
+        y.view(b, t, -1, module.head_dim)
+        for y in _linears(lib, is_int8, projections, x_BTC, exact=(2,))
     )
     starts = (
         torch.arange(0, (b + 1) * t, t, dtype=torch.int32)
@@ -133,8 +156,7 @@ def _attention(
     )
     cos, sin = plan.cos_B1TD.float().contiguous(), plan.sin_B1TD.float().contiguous()
     y_BTHD = _Attend.apply(q, k, v, cos, sin, starts, lib)
-    out: Tensor = module.o_proj(y_BTHD.view(b, t, -1))
-    return out
+    return _linears(lib, is_int8, (module.o_proj,), y_BTHD.view(b, t, -1))[0]
 
 
 class _Norm(torch.autograd.Function):

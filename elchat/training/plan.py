@@ -17,7 +17,7 @@ from elchat.files import read_json, write_json
 from elchat.training.device import ComputePlan
 from elchat.training.schedule import Timeline
 
-Blocks = Literal["plain", "fused", "compiled"]
+Blocks = Literal["plain", "fused", "compiled", "fused-int8"]
 CPU_MICRO_TOKENS = 2048
 GPU_MICRO_TOKENS = 16_384
 
@@ -28,8 +28,7 @@ class StagePlan:
 
     Attributes:
         max_steps: what the data and token caps allow; a time cap can only lower it.
-        blocks: how the layers are computed: "plain", "fused" (elchat's kernels) or "compiled"
-            (torch's); None before it was tried.
+        blocks: how the layers are computed (see `blocks`); None before it was tried.
     """
 
     path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from cli.processes import ROOT, script_env, worker_argv
 from elchat import checkpoint, config, runs
 from elchat.training.device import ComputePlan
-from elchat.training.plan import StagePlan
+from elchat.training.plan import Blocks, StagePlan
 from elchat.training.schedule import Timeline
 from tests import tiny_run
 from tests.unit.test_fused import needs_kernels
@@ -31,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_run(
-    folder: Path, name: str, processes: int, sharding: str, *, on_kernels: bool = False, **stage
+    folder: Path, name: str, processes: int, sharding: str, *, blocks: Blocks = "plain", **stage
 ) -> runs.Run:
     raw = tiny_run.raw_config(
         folder, max_epochs=200, max_tokens=STEPS * 64 * ROWS_PER_STEP, **stage
@@ -41,14 +42,14 @@ def make_run(
     raw["evaluation"] |= {"log_every_steps": 1, "every_steps": 1000}
     raw["checkpoints"] = {"every_steps": 10}
     raw["compute"] |= {"processes": processes, "sharding": sharding}
-    if on_kernels:
+    if blocks != "plain":
         raw["training"]["precision"] = "bf16"
     run = runs.create(config.parse(raw, origin="tiny"), provider="local", name=name)
-    if on_kernels:  # decided beforehand: on a toy they may not pay
+    if blocks != "plain":  # decided beforehand: on a toy they may not pay
         compute = ComputePlan("cpu", "bf16", 1, 1.0, "medido")
         path = run.path / "stages" / "cpt.plan.json"
         path.parent.mkdir(exist_ok=True)
-        StagePlan(path, compute, 1, STEPS, Timeline([(0, STEPS)]), "fused").save()
+        StagePlan(path, compute, 1, STEPS, Timeline([(0, STEPS)]), blocks).save()
     return run
 
 
@@ -111,25 +112,33 @@ def test_many_processes_have_the_losses_of_one(folder, alone, processes, shardin
 
 
 @pytest.fixture(scope="module")
-def alone_on_kernels(alone, tmp_path_factory) -> tuple[Path, list[float]]:
+def alone_on_kernels(alone, tmp_path_factory) -> Callable[[Blocks], tuple[Path, list[float]]]:
     materials = tmp_path_factory.mktemp("kernels")
     tiny_run.prepare(materials, head_dim=64)
-    return materials, finish(make_run(materials, "uno-nucleos", 1, "ddp", on_kernels=True))
+
+    @functools.cache
+    def losses_of(blocks: Blocks) -> tuple[Path, list[float]]:
+        return materials, finish(make_run(materials, f"uno-{blocks}", 1, "ddp", blocks=blocks))
+
+    return losses_of
 
 
 @needs_kernels
 @pytest.mark.parametrize(
-    ("processes", "sharding"),
+    ("processes", "sharding", "blocks"),
     [
-        (2, "ddp"),
-        (2, "fsdp"),
-        pytest.param(4, "ddp", marks=pytest.mark.slow),
-        pytest.param(4, "fsdp", marks=pytest.mark.slow),
+        (2, "ddp", "fused"),
+        (2, "fsdp", "fused-int8"),
+        pytest.param(2, "ddp", "fused-int8", marks=pytest.mark.slow),
+        pytest.param(2, "fsdp", "fused", marks=pytest.mark.slow),
+        pytest.param(4, "ddp", "fused-int8", marks=pytest.mark.slow),
+        pytest.param(4, "fsdp", "fused-int8", marks=pytest.mark.slow),
     ],
 )
-def test_on_the_kernels_too(alone_on_kernels, processes, sharding):
-    folder, expected = alone_on_kernels
-    run = make_run(folder, f"{sharding}-{processes}-nucleos", processes, sharding, on_kernels=True)
+def test_on_the_kernels_too(alone_on_kernels, processes, sharding, blocks):
+    folder, expected = alone_on_kernels(blocks)
+    name = f"{sharding}-{processes}-{blocks}"
+    run = make_run(folder, name, processes, sharding, blocks=blocks)
     found = finish(run)
     assert "los núcleos con que empezó no están" not in run.log_path.read_text()
     assert len(found) == len(expected) == STEPS

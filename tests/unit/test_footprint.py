@@ -31,7 +31,7 @@ def footprint(
     *,
     precision: str = "fp32",
     checkpointed: bool = False,
-    on_kernels: bool = False,
+    blocks: str = "plain",
     **stage,
 ):
     settings = StageSection(context_tokens=64, batch_tokens=64 * 8, **stage)
@@ -41,7 +41,7 @@ def footprint(
         rows=rows,
         precision=precision,
         checkpointed=checkpointed,
-        on_kernels=on_kernels,
+        blocks=blocks,
     )
 
 
@@ -67,22 +67,29 @@ def test_activations_grow_with_rows_and_shrink_by_recomputing_and_by_bf16():
 
 
 @pytest.mark.parametrize("adapter", [{}, {"adapter": {"method": "lora", "rank": 4}}])
-def test_the_kernels_keep_less_between_the_passes(adapter):
+@pytest.mark.parametrize("blocks", ["fused", "fused-int8"])
+def test_the_kernels_keep_less_between_the_passes(adapter, blocks):
     plain = footprint(8, precision="bf16", **adapter)
-    ours = footprint(8, precision="bf16", on_kernels=True, **adapter)
+    ours = footprint(8, precision="bf16", blocks=blocks, **adapter)
     assert ours.activations < 0.9 * plain.activations
     assert (ours.weights, ours.optimizer) == (plain.weights, plain.optimizer)
 
 
+def test_in_8_bits_the_kernels_keep_less_still():
+    found = {kind: footprint(8, precision="bf16", blocks=kind) for kind in ("fused", "fused-int8")}
+    assert found["fused-int8"].activations < 0.9 * found["fused"].activations
+
+
 @needs_kernels
-def test_the_kernels_count_is_what_torch_hands_out():
+@pytest.mark.parametrize("blocks", ["fused", "fused-int8"])
+def test_the_kernels_count_is_what_torch_hands_out(blocks):
     """The same pass with data, by the profiler's account of allocations."""
     settings = StageSection(context_tokens=256, batch_tokens=4 * 256)
-    said = measure(WIDER, settings, rows=2, precision="bf16", checkpointed=False, on_kernels=True)
+    said = measure(WIDER, settings, rows=2, precision="bf16", checkpointed=False, blocks=blocks)
     compute = ComputePlan("cpu", "bf16", 1, 1.0, "tabla")
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        bench_memory.train(WIDER, 256, 2, False, compute, on_kernels=True)
+        bench_memory.train(WIDER, 256, 2, False, compute, blocks)
     assert said.total == pytest.approx(bench_memory.peak_allocated(profile), rel=0.1)
 
 

@@ -11,7 +11,7 @@ from elchat.attention import Segments
 from elchat.config import AdapterSection, ComputeSection
 from elchat.gpt import GPT, GPTConfig
 from elchat.native import train_library
-from elchat.training import blocks, fused
+from elchat.training import blocks, fused, int8_backward
 from elchat.training.adapters import add_adapters
 from elchat.training.device import ComputePlan
 from elchat.training.parallel import LossModule, Parallel
@@ -59,6 +59,11 @@ def gradients(model: GPT, is_packed: bool = True, precision: str = "bf16") -> to
     return torch.cat([loss.detach()[None] / 400, *found])
 
 
+def in_int8(model: GPT) -> GPT:
+    fused.fuse(model, is_int8=True)
+    return model
+
+
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
@@ -73,6 +78,20 @@ def test_closer_to_fp32_than_autocast_is(shape, is_packed):
     fused.fuse(model)
     ours = distance(gradients(model, is_packed), exact)
     assert 0.0 < ours < 1.05 * autocast < 0.1
+
+
+@needs_kernels
+@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "one document"])
+@pytest.mark.parametrize("shape", [SHAPE, WIDE], ids=["grouped", "wide, biased, untied"])
+def test_8_bits_change_no_loss_and_little_of_the_gradients(shape, is_packed):
+    model = make_tiny(shape)
+    exact = gradients(model, is_packed, "fp32")
+    fused.fuse(model)
+    bf16 = gradients(model, is_packed)
+    int8 = gradients(in_int8(model), is_packed)
+    assert torch.equal(int8[0], bf16[0])
+    assert not torch.equal(int8, bf16)
+    assert distance(bf16[1:], exact[1:]) < distance(int8[1:], exact[1:]) < 0.1
 
 
 @needs_kernels
@@ -93,9 +112,10 @@ def test_a_document_does_not_see_the_one_before():
 
 
 @needs_kernels
-def test_threads_change_no_bit():
+@pytest.mark.parametrize("is_int8", [False, True], ids=["bf16", "int8"])
+def test_threads_change_no_bit(is_int8):
     model = make_tiny(SHAPE)
-    fused.fuse(model)
+    fused.fuse(model, is_int8=is_int8)
     threads = torch.get_num_threads()
     try:
         found = []
@@ -119,10 +139,11 @@ def test_outside_bf16_and_undone_it_is_the_plain_model_bit_for_bit():
 
 
 @needs_kernels
+@pytest.mark.parametrize("is_int8", [False, True], ids=["bf16", "int8"])
 @pytest.mark.parametrize("name", ["q_proj", "gate_proj", "down_proj", "input_layernorm"])
-def test_a_nan_reaches_the_loss(name):
+def test_a_nan_reaches_the_loss(name, is_int8):
     model = make_tiny(SHAPE)
-    fused.fuse(model)
+    fused.fuse(model, is_int8=is_int8)
     with torch.no_grad():
         chosen = next(m for n, m in model.named_modules() if n.endswith(name))
         chosen.weight.view(-1)[3] = float("nan")
@@ -130,8 +151,53 @@ def test_a_nan_reaches_the_loss(name):
 
 
 @needs_kernels
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_reaches_both_gradients(odd):
+    layer = torch.nn.Linear(32, 48)
+    x = torch.randn(20, 32, requires_grad=True)
+    (y,) = int8_backward.linears(train_library.load(), (layer,), x)
+    y.backward(torch.ones(20, 48).index_put_((torch.tensor(3), torch.tensor(5)), torch.tensor(odd)))
+    assert not x.grad[3].isfinite().any()
+    assert x.grad[4:].isfinite().all()
+    assert not layer.weight.grad[5].isfinite().any()
+    assert layer.weight.grad[6:].isfinite().all()
+    assert not layer.bias.grad[5].isfinite()
+
+
+@needs_kernels
+def test_bytes_are_the_nearest_to_what_they_stand_for():
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(37, 48, generator=generator) * torch.randn(48, generator=generator).exp()
+    x[5], x[:, 7] = 0.0, 0.0
+    x = x.bfloat16()
+    found = int8_backward.Bytes(train_library.load(), x, by_row=True)
+    for codes, scale, dim in (
+        (found.by_row, found.row_scale[:, None], 1), (found.by_column, found.column_scale, 0)
+    ):  # fmt: skip
+        expected = x.float().abs().amax(dim, keepdim=True) / 127
+        assert torch.allclose(scale.expand_as(expected), expected, rtol=1e-6)
+        steps = (x.float() / expected.clamp_min(1e-30)).round()
+        assert (codes - steps).abs().max() <= 1  # a tie may fall on either side
+        assert ((codes * scale - x.float()).abs() <= 0.5001 * expected).all()
+
+
+@needs_kernels
+def test_only_what_is_trained_gets_a_gradient_in_8_bits():
+    model = make_tiny(WIDE)
+    attention = model.model.layers[1].self_attn
+    for parameter in (*model.model.layers[0].parameters(), attention.k_proj.weight):
+        parameter.requires_grad_(False)
+    exact = gradients(model, precision="fp32")
+    assert distance(gradients(in_int8(model)), exact) < 0.05
+    assert model.model.layers[0].mlp.up_proj.weight.grad is None
+    assert attention.k_proj.weight.grad is None
+    assert attention.k_proj.bias.grad is not None
+
+
+@needs_kernels
+@pytest.mark.parametrize("is_int8", [False, True], ids=["bf16", "int8"])
 @pytest.mark.parametrize("method", ["lora", "dora", "qlora"])
-def test_adapters_train_on_the_kernels(method):
+def test_adapters_train_on_the_kernels(method, is_int8):
     model = make_tiny(SHAPE)
     add_adapters(model, AdapterSection(method=method, rank=4), seed=0)
     with torch.no_grad():
@@ -140,8 +206,8 @@ def test_adapters_train_on_the_kernels(method):
                 parameter.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(2))
     exact = gradients(model, precision="fp32")
     autocast = distance(gradients(model), exact)
-    fused.fuse(model)
-    assert distance(gradients(model), exact) < 1.1 * autocast
+    fused.fuse(model, is_int8=is_int8)
+    assert distance(gradients(model), exact) < (2.0 if is_int8 else 1.1) * autocast
 
 
 @needs_kernels
@@ -151,11 +217,13 @@ def test_shapes_the_kernels_cannot_take_are_said():
         assert "forma" in str(fused.why_not(dataclasses.replace(SHAPE, **change)))
 
 
-def settle(tmp_path, plan: StagePlan, model: GPT, **compute) -> list[str]:
+def settle(
+    plan: StagePlan, model: GPT, *, backward: blocks.Backward = "auto", **compute
+) -> list[str]:
     said: list[str] = []
     blocks.settle(
-        model, plan, ComputeSection(**compute), Parallel(), run_pass=lambda: None, minutes=10.0,
-        is_changing=False, log=said.append,
+        model, plan, ComputeSection(**compute), Parallel(), backward=backward,
+        run_pass=lambda: None, minutes=10.0, is_changing=False, log=said.append,
     )  # fmt: skip
     return said
 
@@ -166,40 +234,50 @@ def plan_for(tmp_path, precision: str) -> StagePlan:
 
 
 @needs_kernels
-def test_the_choice_is_measured_said_and_kept(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("backward", "gains", "chosen"),
+    [
+        ("auto", (1.4, 1.7), "fused-int8"),
+        ("auto", (1.4, 1.42), "fused"),
+        ("auto", (1.0, 1.2), "fused-int8"),
+        ("bf16", (1.4, 1.7), "fused"),
+        ("int8", (1.4, 1.2), "fused-int8"),
+    ],
+)
+def test_the_choice_is_measured_said_and_kept(tmp_path, monkeypatch, backward, gains, chosen):
     model, plan = make_tiny(SHAPE), plan_for(tmp_path, "bf16")
-    monkeypatch.setattr(fused, "gain", lambda config: 1.4)
-    said = settle(tmp_path, plan, model)
-    assert "1.40" in " ".join(said)
+    monkeypatch.setattr(fused, "gains", lambda config: gains)
+    said = " ".join(settle(plan, model, backward=backward))
+    assert all(f"{gain:.2f}" in said for gain in gains)
     again, kept = make_tiny(SHAPE), StagePlan.load(plan.path)
-    assert kept.blocks == "fused"
-    assert settle(tmp_path, kept, again) == []
+    assert kept.blocks == chosen
+    assert settle(kept, again) == []
     assert torch.equal(gradients(model), gradients(again))
 
 
 @needs_kernels
 def test_kernels_that_do_not_pay_are_left(tmp_path, monkeypatch):
     model, plan = make_tiny(SHAPE), plan_for(tmp_path, "bf16")
-    monkeypatch.setattr(fused, "gain", lambda config: 1.01)
-    settle(tmp_path, plan, model)
+    monkeypatch.setattr(fused, "gains", lambda config: (1.01, 1.04))
+    settle(plan, model)
     assert plan.blocks == "plain"
     assert not fused.is_active(model, torch.zeros(1))
 
 
 def test_fp32_and_a_machine_without_kernels_train_on_torch(tmp_path, monkeypatch):
     plan = plan_for(tmp_path, "fp32")
-    settle(tmp_path, plan, make_tiny(SHAPE))
+    settle(plan, make_tiny(SHAPE))
     assert plan.blocks == "plain"
     monkeypatch.setattr(train_library, "why_not", lambda: "no hay compilador de C++")
     plan = plan_for(tmp_path, "bf16")
-    assert "no hay compilador" in " ".join(settle(tmp_path, plan, make_tiny(SHAPE)))
+    assert "no hay compilador" in " ".join(settle(plan, make_tiny(SHAPE)))
     assert plan.blocks == "plain"
 
 
 @needs_kernels
 def test_the_trial_leaves_the_random_stream_where_it_was():
     before = torch.get_rng_state()
-    assert fused.gain(SHAPE) > 0
+    assert min(fused.gains(SHAPE)) > 0
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -209,6 +287,6 @@ def test_a_run_that_goes_on_where_there_are_no_kernels_says_so_and_trains(tmp_pa
     plain = gradients(model)
     plan.blocks = "fused"
     monkeypatch.setattr(train_library, "why_not", lambda: "no hay compilador de C++")
-    assert "no hay compilador" in " ".join(settle(tmp_path, plan, model))
+    assert "no hay compilador" in " ".join(settle(plan, model))
     assert torch.equal(gradients(model), plain)
     assert plan.blocks == "fused"
