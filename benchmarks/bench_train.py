@@ -80,6 +80,8 @@ def run_one(name: str, arguments: argparse.Namespace, first: Path) -> dict:
         from elchat import config
 
         environment |= compute_env(config.load(ROOT / "configs" / "training_demo.yaml"))
+    if trick == "malloc devuelve la memoria":
+        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     output = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, check=True, text=True, cwd=root
     )

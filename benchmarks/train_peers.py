@@ -280,7 +280,9 @@ TRICKS: dict[str, Callable[[Any], None]] = {
     "sin norma propia": _plain("RMSNorm"),
     "sin SwiGLU propia": _plain("MLP"),
     "sin pérdida propia": _plain_head,
-    "sin páginas grandes": lambda model: None,  # bench_train leaves them out of the environment
+    # bench_train changes the environment
+    "malloc devuelve la memoria": lambda model: None,
+    "sin páginas grandes": lambda model: None,
     "compilado en vez de núcleos": _compiled,
 }
 PEERS = {"elchat": elchat, "first": first, "trainer": trainer, "litgpt": litgpt}

@@ -269,6 +269,12 @@ class ExportSection(Section):
     """The finished model."""
 
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Precisión del resultado")
+    hub_repo: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$",
+        description="usuario/nombre donde se publica al acabar (Hugging Face); vacío, en ninguno",
+    )
+    hub_private: bool = Field(True, description="Publicado solo para ti")
 
 
 class ComputeSection(Section):
@@ -288,7 +294,9 @@ class ComputeSection(Section):
     sharding: Literal["ddp", "fsdp"] = Field(
         "ddp", description="Cada proceso con el modelo entero (ddp) o con un trozo (fsdp)"
     )
-    huge_pages: bool = Field(True, description="Páginas grandes en Linux: CPU más rápida")
+    huge_pages: bool = Field(
+        True, description="Páginas grandes que no se devuelven entre pasos (Linux): CPU más rápida"
+    )
     gpus: list[str] = Field(default_factory=list, description="GPU candidatas, en orden")
     cloud: list[Literal["secure", "community"]] = Field(
         default=["secure"], description="Nubes admitidas, en orden"

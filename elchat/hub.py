@@ -127,7 +127,7 @@ def _from_hub(
     if base is not None and base.is_gated and endpoint == DEFAULT_ENDPOINT and not get_token():
         raise _gated(hub_id)
     with _hub_errors(hub_id, endpoint):
-        info = _within(PROBE_DEADLINE_S, lambda: _repo_info(hub_id, endpoint))
+        info = within(PROBE_DEADLINE_S, lambda: _repo_info(hub_id, endpoint))
     files = {s.rfilename: s for s in info.siblings or [] if _is_wanted(s.rfilename)}
     _require_safetensors(hub_id, [s.rfilename for s in info.siblings or []], files)
     total = sum(s.size or 0 for s in files.values()) or None
@@ -402,7 +402,7 @@ def _check_hub_id(ref: str) -> None:
     bases.get(ref)  # raises, with a suggestion
 
 
-def _within(deadline_s: float, call: Callable[[], T]) -> T:
+def within(deadline_s: float, call: Callable[[], T]) -> T:
     """Run `call` in a thread and give up waiting at the deadline (name resolution has none)."""
     result: list[T] = []
     failure: list[BaseException] = []

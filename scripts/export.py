@@ -1,7 +1,7 @@
 """Export a finished model: Hugging Face, GGUF or Ollama.
 
     python -m scripts.export RUN|FOLDER|FILE.gguf|BASE --to hf|gguf|ollama [--type q8_0] [--out DIR]
-                             [--mood alegre]
+                             [--mood alegre] [--push USER/NAME]
 
 What `elchat export` starts; the work is elchat.export's.
 """
@@ -20,7 +20,7 @@ from elchat import bases, hub, paths, report, runs
 from elchat.autonomy import store
 from elchat.autonomy.fold import preset
 from elchat.errors import ConfigError, ElchatError, ModelError, RunError
-from elchat.export import bundle
+from elchat.export import bundle, publish
 from elchat.export.gguf_writer import KINDS
 from elchat.export.moods import with_mood
 from elchat.report.facts import Facts
@@ -43,10 +43,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--name")
     parser.add_argument("--mood")
+    parser.add_argument("--push")
+    parser.add_argument("--public", action="store_true")
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--json", action="store_true", dest="as_json")
     arguments = parser.parse_args(argv)
     try:
+        if arguments.push is not None:
+            publish.check(arguments.push)
         done = export(arguments)
     except ElchatError as error:
         return tell(error)
@@ -56,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.as_json:
         answer = {"path": str(done.path), "files": done.files, "check": asdict(done.check)}
         print(json.dumps(answer, ensure_ascii=False, indent=2))
-        return 0
+        return 0 if arguments.push is None else push(done.path, arguments)
     check = done.check
     print(
         f"Leído de nuevo: {check.greedy_tokens} tokens sin azar iguales, {check.positions} "
@@ -69,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
     print(f"Exportado en {done.path}")
-    return 0
+    return 0 if arguments.push is None else push(done.path, arguments)
 
 
 def export(arguments: argparse.Namespace) -> bundle.Exported:
@@ -101,6 +105,21 @@ def export(arguments: argparse.Namespace) -> bundle.Exported:
         base_folder=base_folder,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
+
+
+def push(folder: Path, arguments: argparse.Namespace) -> int:
+    """Publish what was exported, which stays here whatever happens."""
+    print(f"Publicando en {arguments.push}…", file=sys.stderr, flush=True)
+    try:
+        address = publish.publish(folder, arguments.push, private=not arguments.public)
+    except ElchatError as error:
+        print(f"Lo exportado está entero en {folder}.", file=sys.stderr)
+        return tell(error)
+    except KeyboardInterrupt:
+        print(f"\nSin publicar; lo exportado está en {folder}.", file=sys.stderr)
+        return 130
+    print(f"Publicado en {address}", file=sys.stderr)
+    return 0
 
 
 def checked_type(target: str, kind: str | None) -> str:

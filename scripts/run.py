@@ -16,6 +16,7 @@ from pathlib import Path
 
 from elchat import runs
 from elchat.errors import ElchatError
+from elchat.export import publish as publishing
 from elchat.training.device import pick_device
 from elchat.training.parallel import Parallel
 from elchat.training.reporter import Reporter
@@ -67,6 +68,8 @@ def attempt(worker: Worker, only: str | None) -> int:
     run, reporter = worker.run, worker.reporter
     try:
         walk(worker, only)
+        if only is None and worker.parallel.is_main:
+            publish(worker)
     except OtherFailed:
         return 0
     except Stopped:
@@ -81,6 +84,28 @@ def attempt(worker: Worker, only: str | None) -> int:
             reporter, "failed", f"Error inesperado: {type(error).__name__}: {error}", UNEXPECTED
         )
     return end(reporter, "done", f"Terminado: {run.model_path}", 0)
+
+
+def publish(worker: Worker) -> None:
+    """Send the finished model where the configuration says; whatever happens, the run is done."""
+    settings, run = worker.config.export, worker.run
+    if settings.hub_repo is None:
+        return
+    try:
+        address = publishing.publish(
+            run.model_path,
+            settings.hub_repo,
+            private=settings.hub_private,
+            deadline_s=publishing.DEADLINE_S,
+        )
+        worker.reporter.log(f"Publicado en {address}")
+    except Exception as error:  # an optional part: it never spoils what is trained
+        reason = error if isinstance(error, ElchatError) else f"{type(error).__name__}: {error}"
+        worker.reporter.log(f"Aviso: no se pudo publicar. {reason}")
+        worker.reporter.log(
+            f"El modelo está entero; para publicarlo: elchat export {run.id} --to hf "
+            f"--push {settings.hub_repo}"
+        )
 
 
 def end(reporter: Reporter, outcome: str, message: str, code: int) -> int:

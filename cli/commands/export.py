@@ -45,6 +45,16 @@ def export(
             help="Con un humor congelado en los pesos: alegre, triste, sereno, formal…",
         ),
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USUARIO/NOMBRE",
+            help="Publicarlo además en Hugging Face, con la clave de HF_TOKEN; privado.",
+        ),
+    ] = None,
+    is_public: Annotated[
+        bool, typer.Option("--public", help="Con --push: que lo vea cualquiera.")
+    ] = False,
     is_forced: Annotated[
         bool, typer.Option("--force", help="Sustituir una exportación anterior.")
     ] = False,
@@ -62,9 +72,10 @@ def export(
         "--out": None if out is None else out.expanduser().absolute(),
         "--name": name,
         "--mood": mood,
+        "--push": push,
     }
     words = [f"{key}={value}" for key, value in given.items() if value is not None]
-    words += ["--force"] * is_forced + ["--json"] * as_json
+    words += ["--force"] * is_forced + ["--public"] * is_public + ["--json"] * as_json
     raise typer.Exit(run_script("scripts.export", *words, *_source(source)))
 
 

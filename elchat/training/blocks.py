@@ -75,8 +75,9 @@ def choose_kernels(
         f"núcleos propios entre los productos: van a {gain:.2f}×; "
         f"con la vuelta en 8 bits, a {int8_gain:.2f}×"
     )
-    if backward == "int8" or (backward == "auto" and int8_gain >= WORTH * gain):
-        return "fused-int8" if int8_gain >= WORTH else None
+    is_wanted = backward == "int8" or (backward == "auto" and int8_gain >= WORTH * gain)
+    if is_wanted and int8_gain >= WORTH:
+        return "fused-int8"
     return "fused" if gain >= WORTH else None
 
 

@@ -24,6 +24,11 @@ from elchat.native.train_library import DryLibrary, TrainLibrary
 Library = TrainLibrary | DryLibrary
 
 
+def is_available() -> bool:
+    """Whether this torch multiplies bytes."""
+    return hasattr(torch, "_int_mm")
+
+
 def applies(layers: Sequence[nn.Module]) -> bool:
     """Whether these layers, of one input, are plain ones about to be trained."""
     return torch.is_grad_enabled() and all(type(layer) is nn.Linear for layer in layers)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cli.local_provider import LocalProvider
+from cli.processes import MALLOC
 from elchat import paths, runs
 
 ELCHAT = [sys.executable, str(Path(__file__).with_name("elchat_fake.py"))]
@@ -261,7 +262,7 @@ def test_the_worker_gets_a_fast_environment_and_no_cloud_key(config: Path):
     env = json.loads((paths.runs_dir() / "entorno" / "env.json").read_text())
     assert env["OMP_NUM_THREADS"] == env["MKL_NUM_THREADS"] == "1"
     assert env["THP_MEM_ALLOC_ENABLE"] == "1"
-    assert "glibc.malloc.hugetlb=1" in env["GLIBC_TUNABLES"]
+    assert env["GLIBC_TUNABLES"].split(":") == list(MALLOC)
     assert env["PYTHONUNBUFFERED"] == "1"
     assert "RUNPOD_API_KEY" not in env
 
@@ -271,7 +272,7 @@ def test_huge_pages_can_be_turned_off(config: Path):
     elchat(*words)
     env = json.loads((paths.runs_dir() / "sin" / "env.json").read_text())
     assert "THP_MEM_ALLOC_ENABLE" not in env
-    assert "hugetlb" not in env.get("GLIBC_TUNABLES", "")
+    assert "malloc" not in env.get("GLIBC_TUNABLES", "")
 
 
 def test_a_reader_that_leaves_does_not_make_noise(config: Path):

@@ -242,6 +242,7 @@ def plan_for(tmp_path, precision: str) -> StagePlan:
         ("auto", (1.0, 1.2), "fused-int8"),
         ("bf16", (1.4, 1.7), "fused"),
         ("int8", (1.4, 1.2), "fused-int8"),
+        ("int8", (1.4, 0.0), "fused"),
     ],
 )
 def test_the_choice_is_measured_said_and_kept(tmp_path, monkeypatch, backward, gains, chosen):
@@ -275,9 +276,11 @@ def test_fp32_and_a_machine_without_kernels_train_on_torch(tmp_path, monkeypatch
 
 
 @needs_kernels
-def test_the_trial_leaves_the_random_stream_where_it_was():
+def test_the_trial_leaves_the_random_stream_where_it_was(monkeypatch):
     before = torch.get_rng_state()
     assert min(fused.gains(SHAPE)) > 0
+    monkeypatch.delattr(torch, "_int_mm")
+    assert fused.gains(SHAPE)[1] == 0
     assert torch.equal(before, torch.get_rng_state())
 
 
