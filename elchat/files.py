@@ -55,10 +55,15 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     """Yield an empty sibling folder; flush it and put it in the place of `path` at the end.
 
     A reader sees the old folder, the new one or, for an instant, none; never a part. One writer at
-    a time: what a killed one left beside `path` is removed first. Files only, no subfolders.
+    a time: what a killed one left beside `path` is put back or removed first. Files only, no
+    subfolders.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    beside = f".{glob.escape(path.name)}.*"
+    for old in path.parent.glob(f"{beside}.old"):  # killed in that instant: the only one there is
+        if not path.exists():
+            os.replace(old, path)
+    for leftover in (*path.parent.glob(f"{beside}.tmp"), *path.parent.glob(f"{beside}.old")):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
