@@ -30,7 +30,7 @@ from elchat.scheduler import Scheduler, Ticket
 from elchat.terminal import commands
 from elchat.terminal.screen import Screen
 from elchat.terminal.session import Session
-from scripts.arguments import Parser
+from scripts.arguments import Parser, tell
 
 GREETING = "Escribe algo. /ayuda enseña las órdenes; Ctrl-C corta una respuesta; Ctrl-D termina."
 INTERRUPTED = 130
@@ -46,10 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return chat(arguments)
     except ElchatError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader left: nothing more to say, here or at exit

@@ -30,7 +30,7 @@ from elchat.web.app import create_app
 from elchat.web.page_moods import PageMoods
 from elchat.web.server import make_server
 from elchat.web.settings import WebSettings
-from scripts.arguments import Parser
+from scripts.arguments import Parser, tell
 
 DEFAULT_PORT = 8000
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -47,10 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         serve(arguments)
     except ElchatError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     except KeyboardInterrupt:
         return 130
     return 0
@@ -102,7 +99,7 @@ def serve(arguments: argparse.Namespace) -> None:
         autonomy = store.load(path, engine.config)
         moods = PageMoods(autonomy) if autonomy.mood is not None else None
         app = create_app(scheduler, settings, moods)
-        tell(arguments.host, port, token, engine.name)
+        announce(arguments.host, port, token, engine.name)
         make_server(app).run(sockets=[sock])
     finally:
         scheduler.close()
@@ -219,7 +216,7 @@ def fingerprint(engine: Engine, path: Path) -> str:
     return f"fp_{digest.hexdigest()[:16]}"
 
 
-def tell(host: str, port: int, token: str | None, name: str) -> None:
+def announce(host: str, port: int, token: str | None, name: str) -> None:
     """Print where it is, and who can reach it."""
     shown = "127.0.0.1" if host in WILDCARDS else host
     shown = f"[{shown}]" if ":" in shown else shown

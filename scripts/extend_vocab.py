@@ -20,7 +20,7 @@ from elchat.errors import DataError, ElchatError, ModelError
 from elchat.report.words import number
 from elchat.tokenizer import Tokenizer
 from elchat.weights import load_model, save_hf
-from scripts.arguments import Parser
+from scripts.arguments import Parser, tell
 
 HELD_OUT_EVERY = 20  # without --medir, one line in twenty is kept to measure
 
@@ -38,8 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print(extend(arguments))
     except ElchatError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     return 0
 
 

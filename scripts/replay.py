@@ -29,7 +29,7 @@ from elchat.scheduler import Scheduler
 from elchat.terminal import journal
 from elchat.terminal.session import Session
 from elchat.weights import LoadedModel, load_model
-from scripts.arguments import Parser
+from scripts.arguments import Parser, tell
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,8 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         outcome = (chat if journal.is_receipt(args.file) else record)(args.file, args.model)
     except ElchatError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     differences = [vars(one) for one in outcome.differences]
     if args.as_json:
         print(json.dumps({"replies": outcome.replies, "differences": differences}))

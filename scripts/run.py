@@ -20,7 +20,7 @@ from elchat.export import publish as publishing
 from elchat.training.device import pick_device
 from elchat.training.parallel import Parallel
 from elchat.training.reporter import Reporter
-from scripts.arguments import Parser
+from scripts.arguments import Parser, tell
 from scripts.measure import Stopped
 from scripts.stages import STAGES, OtherFailed, Worker, walk
 
@@ -42,8 +42,7 @@ def work(run_dir: Path, only: str | None = None) -> int:
         run = runs.open_run(run_dir)
         config = run.config()
     except ElchatError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     parallel = Parallel(pick_device(config.compute.device) if "RANK" in os.environ else "cpu")
     reporter = Reporter(run, is_mute=not parallel.is_main)
     # of several processes, the one that starts them again is the one that lives

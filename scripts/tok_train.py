@@ -26,7 +26,7 @@ from elchat.errors import DataError, ElchatError, TokenizerError
 from elchat.files import format_bytes, write_json, write_text
 from elchat.tokenizer import Tokenizer
 from scripts import tok_report
-from scripts.arguments import Parser
+from scripts.arguments import Parser, tell
 from scripts.tok_report import as_json, markdown, named_paths
 
 BATCH_BYTES = 1 << 24
@@ -50,11 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return work(arguments)
     except ElchatError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     except elchat_bpe.BpeError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return TokenizerError.exit_code
+        return tell(TokenizerError(str(error)))
     except KeyboardInterrupt:
         print("\nInterrumpido: no se ha escrito nada.", file=sys.stderr)
         return 130
