@@ -156,6 +156,10 @@ void gradients_of_scores(const float *scores, const float *dp, int keys, int row
     std::memset(ds + keys * kBlock, 0, sizeof(bf16) * kBlock * (even - keys));
 }
 
+void round_line(const float *line, int d, bf16 *out) {
+    for (int i = 0; i < d; i += 16) store(out + i, _mm512_loadu_ps(line + i));
+}
+
 // Working memory of one head's backward pass over one document.
 struct Scratch {
     std::vector<uint32_t> q_width, q_tokens, dy_width, dy_tokens;
@@ -186,9 +190,19 @@ void prepare(const Attention &a, const bf16 *y, const bf16 *dy, const float *lse
     }
 }
 
-// Gradients of one head over one document; dk and dv are this query head's own part, [n, d].
-void attend_back(const Attention &a, const bf16 *y, const bf16 *dy, const float *lse, int first,
-                 int last, int head, bf16 *dq, float *dk, float *dv) {
+// One head over one document, or the half of its blocks of keys that belongs to a part.
+struct Task {
+    int first, last, head, part, parts;
+
+    // 0 1 1 0 0 1 1 0...: early blocks meet more queries
+    bool owns(int block) const { return parts == 1 || (block - first + 1) / 2 % 2 == part; }
+};
+
+// Gradients of a task; dk and dv are this query head's own, [n, d]. A half leaves its share of dq in
+// `dq_half`, [tokens of the document, d].
+void attend_back(const Attention &a, const bf16 *y, const bf16 *dy, const float *lse, const Task &task,
+                 bf16 *dq, float *dq_half, float *dk, float *dv) {
+    const int first = task.first, last = task.last, head = task.head;
     const int d = a.d, size = kBlock / 2 * d;
     Scratch s(last - first, d);
     prepare(a, y, dy, lse, first, last, head, s);
@@ -197,6 +211,7 @@ void attend_back(const Attention &a, const bf16 *y, const bf16 *dy, const float 
     alignas(64) bf16 p[kBlock * kBlock], ds[kBlock * kBlock], turned[128 * kBlock];
     alignas(64) uint32_t ds_pairs[kBlock / 2 * kBlock];
     for (int b = first; b < last; b++) {
+        if (!task.owns(b)) continue;
         const int keys = a.blocks[b].length, pairs = (keys + 1) / 2;
         const bf16 *k = a.kv_of(a.k, b, head), *v = a.kv_of(a.v, b, head);
         std::memset(turned, 0, sizeof turned);
@@ -227,8 +242,11 @@ void attend_back(const Attention &a, const bf16 *y, const bf16 *dy, const float 
         for (int r = 0; r < a.blocks[b].length; r++) {
             const float *turned_dq = s.dq.data() + (size_t)(b - first) * kBlock * d;
             for (int i = 0; i < d; i++) line[i] = turned_dq[i * kBlock + r];
-            bf16 *out = dq + (a.blocks[b].start + r) * a.q_stride() + head * d;
-            for (int i = 0; i < d; i += 16) store(out + i, _mm512_loadu_ps(line + i));
+            const int64_t token = a.blocks[b].start + r;
+            if (dq_half)
+                std::memcpy(dq_half + (token - a.blocks[first].start) * d, line, sizeof(float) * d);
+            else
+                round_line(line, d, dq + token * a.q_stride() + head * d);
         }
 }
 
@@ -362,11 +380,26 @@ void elchat_attend_back(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 
     for (int b = 0; b < static_cast<int>(a.blocks.size()); b++)
         if (a.blocks[b].first == b) firsts.push_back(b);
     firsts.push_back(static_cast<int>(a.blocks.size()));
+    // An odd task out would keep one of two threads waiting: it is done in halves, whatever the
+    // number of threads.
+    const int tasks = documents * h, halves = tasks % 2 * 2, whole = tasks - halves / 2;
+    const int64_t length = starts[documents] - starts[documents - 1];
+    const std::unique_ptr<float[]> dq_halves(new float[(size_t)halves * length * d]);
 #pragma omp parallel for schedule(dynamic, 1)
-    for (int i = 0; i < documents * h; i++) {
-        const int document = i / h, head = i % h;
-        attend_back(a, y, dy, lse + head * n, firsts[document], firsts[document + 1], head, dq,
+    for (int i = 0; i < whole + halves; i++) {
+        const int at = std::min(i, tasks - 1), document = at / h, head = at % h;
+        const bool is_half = i >= whole;
+        const Task task{firsts[document], firsts[document + 1], head, i - whole, is_half ? 2 : 1};
+        attend_back(a, y, dy, lse + head * n, task, dq,
+                    is_half ? dq_halves.get() + task.part * length * d : nullptr,
                     dk_parts + (size_t)head * n * d, dv_parts + (size_t)head * n * d);
+    }
+#pragma omp parallel for
+    for (int64_t t = 0; t < (halves ? length : 0); t++) {
+        alignas(64) float line[128];
+        const float *one = dq_halves.get() + t * d, *other = one + length * d;
+        for (int j = 0; j < d; j++) line[j] = one[j] + other[j];
+        round_line(line, d, dq + (starts[documents - 1] + t) * a.q_stride() + (h - 1) * d);
     }
     const int group = h / kv;
 #pragma omp parallel for
@@ -411,12 +444,13 @@ void elchat_loss(bf16 *logits, const int64_t *targets, float *nll, int64_t n, in
 // Bytes of [n, c] for products that sum over the rows and, unless null, over the width.
 void elchat_quantize(const bf16 *x, int64_t n, int64_t c, int8_t *by_row, float *row_scale,
                      int8_t *by_column, float *column_scale) {
-    quantize(x, n, c, by_row, row_scale, by_column, column_scale);
+    quantize(x, n, c, by_row, row_scale, by_column, column_scale, nullptr);
 }
 
-void elchat_quantize_weight(const float *x, int64_t n, int64_t c, int8_t *by_column,
+// A weight [n, c] for the product of both passes: in bfloat16, and as bytes.
+void elchat_quantize_weight(const float *x, int64_t n, int64_t c, bf16 *copy, int8_t *by_column,
                             float *column_scale) {
-    quantize<float>(x, n, c, nullptr, nullptr, by_column, column_scale);
+    quantize<float>(x, n, c, nullptr, nullptr, by_column, column_scale, copy);
 }
 
 // y (+)= product · scales, [n, c].

@@ -76,6 +76,8 @@ inline void product(int rows, int columns, const bf16 *a, int64_t lda, const uin
         int r = 0;
         for (; r + 6 <= rows; r += 6)
             tile<6>(a + r * lda, lda, b + at, columns, k, c + r * columns + at, columns, adds);
+        for (; r + 4 <= rows; r += 4)
+            tile<4>(a + r * lda, lda, b + at, columns, k, c + r * columns + at, columns, adds);
         for (; r + 2 <= rows; r += 2)
             tile<2>(a + r * lda, lda, b + at, columns, k, c + r * columns + at, columns, adds);
         if (r < rows)

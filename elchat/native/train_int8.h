@@ -41,10 +41,11 @@ inline void round_row(const T *row, int64_t c, const float *inverse, int each, i
     }
 }
 
-// x [n, c] as bytes: by_column with column_scale [c] and, unless null, by_row with row_scale [n].
+// x [n, c] as bytes: by_column with column_scale [c] and, unless null, by_row with row_scale [n];
+// and, unless null, its copy in bfloat16.
 template <class T>
 void quantize(const T *x, int64_t n, int64_t c, int8_t *by_row, float *row_scale, int8_t *by_column,
-              float *column_scale) {
+              float *column_scale, bf16 *copy) {
     constexpr int kParts = 16;
     std::vector<uint32_t> tops((size_t)kParts * c, 0);
     std::vector<float> inverse(c);
@@ -54,7 +55,9 @@ void quantize(const T *x, int64_t n, int64_t c, int8_t *by_row, float *row_scale
             uint32_t *columns = tops.data() + (size_t)part * c;
             __m512i top = _mm512_setzero_si512();
             for (int64_t j = 0; j < c; j += 16) {
-                const __m512i size = magnitude(load(x + i * c + j));
+                const __m512 v = load(x + i * c + j);
+                const __m512i size = magnitude(v);
+                if (copy) store(copy + i * c + j, v);
                 top = _mm512_max_epu32(top, size);
                 _mm512_storeu_si512(columns + j,
                                     _mm512_max_epu32(_mm512_loadu_si512(columns + j), size));
@@ -72,7 +75,11 @@ void quantize(const T *x, int64_t n, int64_t c, int8_t *by_row, float *row_scale
         inverse[j] = s.inverse;
     }
 #pragma omp parallel for
-    for (int64_t i = 0; i < n; i++) round_row(x + i * c, c, inverse.data(), 1, by_column + i * c);
+    for (int64_t i = 0; i < n; i++)
+        if (copy)  // half the bytes, and nearer
+            round_row(copy + i * c, c, inverse.data(), 1, by_column + i * c);
+        else
+            round_row(x + i * c, c, inverse.data(), 1, by_column + i * c);
 }
 
 // y (+)= product · row scale · column scale, [n, c].

@@ -56,7 +56,7 @@ class TrainLibrary:
             dll.elchat_quantize, None, _Tensor, _int64, _int64, *[_Tensor] * 4
         )  # fmt: skip
         self.quantize_weight = typed(
-            dll.elchat_quantize_weight, None, _Tensor, _int64, _int64, *[_Tensor] * 2
+            dll.elchat_quantize_weight, None, _Tensor, _int64, _int64, *[_Tensor] * 3
         )  # fmt: skip
         self.dequantize = typed(
             dll.elchat_dequantize, None, *[_Tensor] * 3, _int64, _int64, _Tensor, _int32

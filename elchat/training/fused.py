@@ -343,8 +343,9 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
-        d_weight = d_weight.to(ctx.weight_dtype, copy=True).mul_(grad)
-        return d_hidden * grad.to(d_hidden.dtype), d_weight, None, None
+        scaled = torch.empty_like(d_weight, dtype=ctx.weight_dtype)
+        torch.mul(d_weight, grad, out=scaled)
+        return d_hidden * grad.to(d_hidden.dtype), scaled, None, None
 
 
 def head_loss(

@@ -54,28 +54,35 @@ class _Linears(torch.autograd.Function):
     def forward(
         ctx: Any, x_BTI: Tensor, lib: Library, exact: tuple[int, ...], *tensors: Any
     ) -> tuple[Tensor, ...]:
-        weights, biases = tensors[::2], tensors[1::2]
-        outputs = tuple(
-            F.linear(x_BTI, w.to(torch.bfloat16), None if b is None else b.to(torch.bfloat16))
-            for w, b in zip(weights, biases, strict=True)
-        )
+        outputs, kept = [], []
+        for w_OI, b_O in zip(tensors[::2], tensors[1::2], strict=True):
+            if ctx.needs_input_grad[0]:
+                weight, *as_bytes = _weight(lib, w_OI)
+                kept += as_bytes
+            else:
+                weight = w_OI.to(torch.bfloat16)
+            bias = None if b_O is None else b_O.to(torch.bfloat16)
+            outputs.append(F.linear(x_BTI, weight, bias))
+        codes = scales = None
+        if any(ctx.needs_input_grad[3::2]):
+            x_MI = x_BTI.reshape(-1, x_BTI.shape[-1])
+            codes, scales = torch.empty_like(x_MI, dtype=torch.int8), torch.empty(x_MI.shape[1])
+            lib.quantize(x_MI, *x_MI.shape, None, None, codes, scales)
         ctx.lib, ctx.exact, ctx.shape = lib, exact, x_BTI.shape
-        x_MI = x_BTI.reshape(-1, x_BTI.shape[-1])
-        codes, scales = _by_column(lib, x_MI) if any(ctx.needs_input_grad[3::2]) else (None, None)
-        ctx.save_for_backward(codes, scales, *weights)
-        return outputs
+        ctx.save_for_backward(codes, scales, *kept)
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x_codes, x_scales, *weights = ctx.saved_tensors
+        x_codes, x_scales, *kept = ctx.saved_tensors
         needs_x, needs = ctx.needs_input_grad[0], ctx.needs_input_grad[3:]
         dx_MI = None
         found: list[Tensor | None] = []
-        for i, (dy_BTO, w_OI) in enumerate(zip(gradients, weights, strict=True)):
+        for i, dy_BTO in enumerate(gradients):
             dy_MO = dy_BTO.reshape(-1, dy_BTO.shape[-1]).contiguous()
             dy = Bytes(ctx.lib, dy_MO, by_row=needs_x)
             if needs_x:
-                dx_MI = _d_input(ctx.lib, dy, w_OI, dx_MI)
+                dx_MI = _d_input(ctx.lib, dy, kept[2 * i], kept[2 * i + 1], dx_MI)
             d_weight = None
             if needs[2 * i] and i in ctx.exact:  # the integers of x are whole in bf16 too
                 d_weight = (dy_MO.T @ x_codes.to(torch.bfloat16)).float().mul_(x_scales)
@@ -97,25 +104,25 @@ class Bytes:
         lib.quantize(x_MO, m, o, self.by_row, self.row_scale, self.by_column, self.column_scale)
 
 
-def _by_column(lib: Library, x_MI: Tensor) -> tuple[Tensor, Tensor]:
-    """Bytes [M, I] and a scale for each column [I] of what a product sums over its rows."""
-    codes, scales = torch.empty_like(x_MI, dtype=torch.int8), torch.empty(x_MI.shape[1])
-    if x_MI.dtype == torch.float32:
-        lib.quantize_weight(x_MI, *x_MI.shape, codes, scales)
-    else:
-        lib.quantize(x_MI, *x_MI.shape, None, None, codes, scales)
-    return codes, scales
+def _weight(lib: Library, w_OI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A weight in bf16, as bytes [O, I], and a scale for each column [I]."""
+    w_OI = w_OI.float().contiguous()
+    copy, codes = (torch.empty_like(w_OI, dtype=kind) for kind in (torch.bfloat16, torch.int8))
+    scales = torch.empty(w_OI.shape[1])
+    lib.quantize_weight(w_OI, *w_OI.shape, copy, codes, scales)
+    return copy, codes, scales
 
 
-def _d_input(lib: Library, dy: Bytes, w_OI: Tensor, dx_MI: Tensor | None) -> Tensor:
+def _d_input(
+    lib: Library, dy: Bytes, codes_OI: Tensor, scales_I: Tensor, dx_MI: Tensor | None
+) -> Tensor:
     """dy·W in bf16, on top of what other layers gave."""
-    codes, scales = _by_column(lib, w_OI.float().contiguous())
     assert dy.by_row is not None
-    product = torch._int_mm(dy.by_row, codes)
+    product = torch._int_mm(dy.by_row, codes_OI)
     adds = dx_MI is not None
     if dx_MI is None:
         dx_MI = torch.empty(product.shape, dtype=torch.bfloat16)
-    lib.dequantize(product, dy.row_scale, scales, *product.shape, dx_MI, int(adds))
+    lib.dequantize(product, dy.row_scale, scales_I, *product.shape, dx_MI, int(adds))
     return dx_MI
 
 

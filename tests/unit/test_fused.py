@@ -24,7 +24,10 @@ SHAPE = GPTConfig(
     max_positions=512, rope_theta=1e4, norm_eps=1e-5,
 )  # fmt: skip
 WIDE = dataclasses.replace(SHAPE, head_dim=128, n_heads=2, has_qkv_bias=True, is_tied=False)
+ODD = dataclasses.replace(SHAPE, n_heads=3, n_kv_heads=1)  # one head is left over for two threads
 DOCUMENTS = ((150, 1, 64, 41), (256,))  # per row; the lengths cross the kernels' blocks of 64
+
+SHAPES = {"grouped": SHAPE, "wide, biased, untied": WIDE, "odd": ODD}
 
 needs_kernels = pytest.mark.skipif(
     train_library.why_not() is not None, reason=str(train_library.why_not())
@@ -70,7 +73,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @needs_kernels
 @pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "one document"])
-@pytest.mark.parametrize("shape", [SHAPE, WIDE], ids=["grouped", "wide, biased, untied"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 def test_closer_to_fp32_than_autocast_is(shape, is_packed):
     model = make_tiny(shape)
     exact = gradients(model, is_packed, "fp32")
@@ -82,7 +85,7 @@ def test_closer_to_fp32_than_autocast_is(shape, is_packed):
 
 @needs_kernels
 @pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "one document"])
-@pytest.mark.parametrize("shape", [SHAPE, WIDE], ids=["grouped", "wide, biased, untied"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 def test_8_bits_change_no_loss_and_little_of_the_gradients(shape, is_packed):
     model = make_tiny(shape)
     exact = gradients(model, is_packed, "fp32")
@@ -113,8 +116,9 @@ def test_a_document_does_not_see_the_one_before():
 
 @needs_kernels
 @pytest.mark.parametrize("is_int8", [False, True], ids=["bf16", "int8"])
-def test_threads_change_no_bit(is_int8):
-    model = make_tiny(SHAPE)
+@pytest.mark.parametrize("shape", [SHAPE, ODD], ids=["grouped", "odd"])
+def test_threads_change_no_bit(shape, is_int8):
+    model = make_tiny(shape)
     fused.fuse(model, is_int8=is_int8)
     threads = torch.get_num_threads()
     try:
