@@ -67,10 +67,10 @@ void quantize(const T *x, int64_t n, int64_t c, int8_t *by_row, float *row_scale
             row_scale[i] = s.scale;
             round_row(x + i * c, c, &s.inverse, 0, by_row + i * c);
         }
+    for (int part = 1; part < kParts; part++)
+        for (int64_t j = 0; j < c; j++) tops[j] = std::max(tops[j], tops[(size_t)part * c + j]);
     for (int64_t j = 0; j < c; j++) {
-        uint32_t top = 0;
-        for (int part = 0; part < kParts; part++) top = std::max(top, tops[(size_t)part * c + j]);
-        const Scale s(top);
+        const Scale s(tops[j]);
         column_scale[j] = s.scale;
         inverse[j] = s.inverse;
     }
