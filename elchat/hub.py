@@ -424,11 +424,22 @@ def within(deadline_s: float, call: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """The libraries' own bars off, and afterwards as they were."""
+    had_bars = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if had_bars:
+            enable_progress_bars()
+
+
+@contextlib.contextmanager
 def _watched(
     progress: Progress | None, what: str, folder: Path, total: int | None
 ) -> Iterator[None]:
     """Report the growth of `folder` from a thread, with the libraries' own bars off."""
-    had_bars = not are_progress_bars_disabled()
     done = threading.Event()
 
     def report() -> None:
@@ -440,14 +451,12 @@ def _watched(
     if progress is not None:
         progress(f"Descargando {what}" + (f" ({format_bytes(total)})" if total else ""))
     thread = threading.Thread(target=report, daemon=True)
-    disable_progress_bars()
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        if had_bars:
-            enable_progress_bars()
+    with no_progress_bars():
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
     if progress is not None:
         progress(f"Descargado {what}; se comprueba su sha256")

@@ -60,7 +60,13 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.as_json:
         answer = {"path": str(done.path), "files": done.files, "check": asdict(done.check)}
         print(json.dumps(answer, ensure_ascii=False, indent=2))
-        return 0 if arguments.push is None else push(done.path, arguments)
+    else:
+        show(done)
+    return 0 if arguments.push is None else push(done.path, arguments)
+
+
+def show(done: bundle.Exported) -> None:
+    """Say where it is and how far it is from the original."""
     check = done.check
     print(
         f"Leído de nuevo: {check.greedy_tokens} tokens sin azar iguales, {check.positions} "
@@ -73,7 +79,6 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
     print(f"Exportado en {done.path}")
-    return 0 if arguments.push is None else push(done.path, arguments)
 
 
 def export(arguments: argparse.Namespace) -> bundle.Exported:

@@ -8,11 +8,6 @@ from pathlib import Path
 import httpx
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
 
 from elchat import hub
 from elchat.errors import AuthError, ConfigError, ElchatError, NetworkError
@@ -61,15 +56,11 @@ def publish(
         api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Publicado con elchat")
 
-    had_bars = not are_progress_bars_disabled()
-    disable_progress_bars()
     try:
-        send() if deadline_s is None else hub.within(deadline_s, send)
+        with hub.no_progress_bars():
+            send() if deadline_s is None else hub.within(deadline_s, send)
     except (OSError, httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         raise _refusal(repo, endpoint, error) from None
-    finally:
-        if had_bars:
-            enable_progress_bars()
     return f"{endpoint}/{repo}"
 
 
